@@ -1,0 +1,69 @@
+//! The messages of the local control socket: one JSON document a line, a request and its answer.
+//!
+//! May not live here: the socket, who may use it, what a request does.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Report, Spec};
+
+/// Longest line on the socket, in bytes: a whole spec fits.
+pub const MAX_LINE: usize = crate::spec::MAX_SPEC_BYTES + 4096;
+
+/// What a local caller asks the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// The last report.
+    Status,
+    /// The accepted spec.
+    Spec,
+    /// Make this spec the accepted one, enforce it, and answer when it is.
+    Apply {
+        /// The desired state.
+        spec: Box<Spec>,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Answer {
+    /// The last report.
+    Report {
+        /// The report.
+        report: Box<Report>,
+    },
+    /// The accepted spec, if there is one.
+    Spec {
+        /// The spec.
+        spec: Option<Box<Spec>>,
+    },
+    /// The spec was accepted; durable and enforced.
+    Applied {
+        /// Its generation.
+        generation: u64,
+        /// Whether anything had to be changed.
+        changed: bool,
+        /// The report after it.
+        report: Box<Report>,
+    },
+    /// It was not done, and nothing changed.
+    Refused {
+        /// Which kind of refusal, for exit codes.
+        kind: Refusal,
+        /// For the operator: what, why, and what to do.
+        message: String,
+    },
+}
+
+/// Why a request was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// The request or the spec is wrong (exit code 2).
+    BadInput,
+    /// The caller may not (exit code 3).
+    NotPermitted,
+    /// It could not be done: a stale generation, a full disk (exit code 1).
+    Failed,
+}

@@ -1,0 +1,89 @@
+//! The identity document: which TLS and SSH host keys an instance has, bound to the enrolment token.
+//!
+//! May not live here: the HMAC itself (both ends bring their own TLS provider's).
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::report::HostKey;
+
+/// `GET /v1/identity?nonce=…`: who knows the enrolment token can pin these keys without a trusted CA.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Identity {
+    /// Instance id of the accepted spec.
+    pub instance: String,
+    /// SHA-256 of the TLS certificate's SubjectPublicKeyInfo, lower-case hex.
+    pub tls_spki_sha256: String,
+    /// sshd's public host keys.
+    pub host_keys: Vec<HostKey>,
+    /// The caller's nonce, so that an old answer can't be replayed.
+    pub nonce: String,
+    /// HMAC-SHA256 by the enrolment token over [`Identity::message`], lower-case hex (RFC 2104).
+    pub mac: String,
+}
+
+impl Identity {
+    /// What is authenticated: each field with its length before it, so that no two documents make
+    /// the same message.
+    pub fn message(&self) -> Vec<u8> {
+        let mut message = b"portcullis identity v1\0".to_vec();
+        let mut field = |text: &str| {
+            message.extend_from_slice(&(text.len() as u64).to_be_bytes());
+            message.extend_from_slice(text.as_bytes());
+        };
+        field(&self.instance);
+        field(&self.tls_spki_sha256);
+        field(&self.nonce);
+        for key in &self.host_keys {
+            field(&key.algorithm);
+            field(&key.fingerprint);
+        }
+        message
+    }
+}
+
+/// Lower-case hex, as fingerprints and MACs are written.
+pub fn to_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+/// Bytes of a hex text; `None` if it is not one.
+pub fn from_hex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    (0..text.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moving_a_character_between_fields_changes_the_message() {
+        let identity = |instance: &str, spki: &str| Identity {
+            instance: instance.into(),
+            tls_spki_sha256: spki.into(),
+            host_keys: vec![],
+            nonce: "n".into(),
+            mac: String::new(),
+        };
+        assert_ne!(identity("ab", "c").message(), identity("a", "bc").message());
+    }
+
+    #[test]
+    fn hex_reads_back() {
+        assert_eq!(from_hex(&to_hex(&[0, 15, 255])).unwrap(), [0, 15, 255]);
+        assert_eq!(from_hex("é1"), None);
+        assert_eq!(from_hex("abc"), None);
+    }
+}

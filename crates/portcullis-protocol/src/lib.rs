@@ -1,0 +1,23 @@
+//! What crosses a boundary: the spec, the health report, the identity document and the messages of
+//! the control socket, as types that cannot hold a wrong value.
+//!
+//! Lives here: serde types of the public formats, their parsing and their JSON Schema.
+//! May not live here: any I/O, any async, any decision about what to do with a value.
+
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod identity;
+pub mod key;
+pub mod report;
+pub mod requirement;
+pub mod rule;
+pub mod schema;
+pub mod secret;
+pub mod spec;
+
+pub use key::{AuthorizedKey, PublicKey, UserName};
+pub use report::{Check, CheckId, Report, Status};
+pub use rule::{FirewallRule, PortRange, Protocol, RuleId, SourceRange};
+pub use secret::Secret;
+pub use spec::{Cluster, ControlPlane, Generation, Instance, Peer, Spec, SpecError};

@@ -1,0 +1,575 @@
+//! The spec: the desired state of an instance, in the one JSON format that the file, the API and the
+//! library share. Parsed once; what comes out can be relied upon.
+//!
+//! May not live here: what the spec means for the kernel or for files (the agent's policy).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{AuthorizedKey, FirewallRule, Secret, SourceRange};
+
+/// Largest accepted spec, in bytes: 100,000 peers fit.
+pub const MAX_SPEC_BYTES: usize = 16 << 20;
+
+/// The version of the format that this code reads and writes.
+pub const SPEC_VERSION: u32 = 1;
+
+/// Number of a desired state. Only grows; the highest valid one wins. At least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Generation(#[schemars(range(min = 1))] u64);
+
+impl Generation {
+    /// The first one.
+    pub const FIRST: Self = Self(1);
+
+    /// A generation; `None` for 0.
+    pub fn new(number: u64) -> Option<Self> {
+        (number > 0).then_some(Self(number))
+    }
+
+    /// The number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The one after.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Generation {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(u64::deserialize(deserializer)?)
+            .ok_or_else(|| de::Error::custom("0 is not a generation: they start at 1"))
+    }
+}
+
+/// A name that the control plane gives: 1 to 128 printable ASCII characters, no spaces.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Name(#[schemars(regex(pattern = r"^[!-~]{1,128}$"))] String);
+
+impl Name {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.is_empty() && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_graphic()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!(
+                "{text:?} is not a name: 1 to 128 printable ASCII characters without spaces"
+            ))
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+/// Which instance this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Instance {
+    /// The provider's id.
+    pub id: Name,
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// The control plane's own reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ref_id: Option<Name>,
+}
+
+/// The cluster that the instance belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// The cluster's id.
+    pub id: Name,
+    /// The other instances, which may reach this one on all ports and protocols (BREV-CLU-1).
+    #[serde(default)]
+    pub peers: Vec<Peer>,
+}
+
+/// Another instance of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its id.
+    pub instance: Name,
+    /// Its addresses: of a host, IPv4 or IPv6.
+    pub addresses: Vec<PeerAddress>,
+}
+
+/// A host's address as other hosts see it: not unspecified, loopback, multicast, broadcast, nor an
+/// IPv4 address in IPv6 form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct PeerAddress(IpAddr);
+
+impl PeerAddress {
+    /// The address.
+    pub fn get(self) -> IpAddr {
+        self.0
+    }
+}
+
+impl TryFrom<IpAddr> for PeerAddress {
+    type Error = String;
+
+    fn try_from(address: IpAddr) -> Result<Self, String> {
+        let reason = match address {
+            _ if address.is_unspecified() => "the unspecified address",
+            _ if address.is_loopback() => "a loopback address",
+            _ if address.is_multicast() => "a multicast address",
+            IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
+            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "an IPv4 address in IPv6 form",
+            _ => return Ok(Self(address)),
+        };
+        Err(format!("{address} can't be a peer's address: it is {reason}"))
+    }
+}
+
+impl<'de> Deserialize<'de> for PeerAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let address: IpAddr = text
+            .parse()
+            .map_err(|_| de::Error::custom(format!("{text:?} is not an IP address")))?;
+        Self::try_from(address).map_err(de::Error::custom)
+    }
+}
+
+/// The firewall's rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Firewall {
+    /// What is let in; all else is denied (BREV-NET-1, BREV-NET-2).
+    #[serde(default)]
+    pub ingress: Vec<FirewallRule>,
+    /// Informational, while outbound is allowed by default (BREV-NET-3).
+    #[serde(default)]
+    pub egress: Vec<FirewallRule>,
+}
+
+/// An `https` URL with a host and without credentials (BREV-DATA-2, SRE-2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpsUrl(url::Url);
+
+impl HttpsUrl {
+    /// The URL.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl FromStr for HttpsUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url = url::Url::parse(text).map_err(|e| format!("{text:?} is not a URL: {e}"))?;
+        if url.scheme() != "https" || url.host().is_none() {
+            return Err(format!("{text:?}: only https URLs are used"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("credentials don't belong in a URL".to_owned());
+        }
+        Ok(Self(url))
+    }
+}
+
+impl Serialize for HttpsUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for HttpsUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+/// Who steers the instance, from where, and where reports go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ControlPlane {
+    /// From where the HTTPS port may be reached. None: nobody but peers and explicit rules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceRange>,
+    /// PEM certificate of the authority that signs the control plane's client certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<String>,
+    /// Random per team, checked on every use (BREF-3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_id: Option<Secret>,
+    /// Where health reports are pushed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "uri"))]
+    pub report_url: Option<HttpsUrl>,
+    /// Binds the instance's TLS and host keys on first contact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolment_token: Option<Secret>,
+}
+
+/// The desired state of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// Version of this format: 1.
+    #[schemars(range(min = 1, max = 1))]
+    pub version: u32,
+    /// Number of this state.
+    pub generation: Generation,
+    /// Which instance it is for.
+    pub instance: Instance,
+    /// Its cluster; none means no peers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
+    /// The keys that log in; none means no keys.
+    #[serde(default)]
+    pub authorized_keys: Vec<AuthorizedKey>,
+    /// The rules; none means nothing is let in.
+    #[serde(default)]
+    pub firewall: Firewall,
+    /// The control plane; none means nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlane>,
+}
+
+/// Why a spec was refused: each problem with its field. Nothing of a refused spec is used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct SpecError {
+    /// All that was found; at least one.
+    pub problems: Vec<Problem>,
+}
+
+/// One problem of a spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Path of the field, for example `firewall.ingress[0]`.
+    pub field: String,
+    /// What is wrong with which value, and what is expected.
+    pub reason: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.field == "." {
+            f.write_str(&self.reason)
+        } else {
+            write!(f, "{}: {}", self.field, self.reason)
+        }
+    }
+}
+
+impl Spec {
+    /// Reads and checks a spec.
+    ///
+    /// # Errors
+    /// All problems of meaning, or the first one of form (syntax, type, unknown field), each with
+    /// its field and value.
+    pub fn from_json(json: &[u8]) -> Result<Self, SpecError> {
+        let one = |field: String, reason: String| SpecError {
+            problems: vec![Problem { field, reason }],
+        };
+        if json.len() > MAX_SPEC_BYTES {
+            return Err(one(
+                ".".into(),
+                format!("{} bytes is too large: at most {MAX_SPEC_BYTES}", json.len()),
+            ));
+        }
+        let mut reader = serde_json::Deserializer::from_slice(json);
+        let spec: Self = serde_path_to_error::deserialize(&mut reader)
+            .map_err(|e| one(e.path().to_string(), e.inner().to_string()))?;
+        reader.end().map_err(|e| one(".".into(), e.to_string()))?;
+        let problems = spec.problems();
+        if problems.is_empty() {
+            Ok(spec)
+        } else {
+            Err(SpecError { problems })
+        }
+    }
+
+    /// The spec as JSON, as the durable copy keeps it. Secrets are in it.
+    pub fn to_json(&self) -> Vec<u8> {
+        // These types have no map keys and no failing serializers, so this can't fail.
+        serde_json::to_vec_pretty(self).unwrap_or_default()
+    }
+
+    /// Addresses of all peers.
+    pub fn peer_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.cluster
+            .iter()
+            .flat_map(|c| &c.peers)
+            .flat_map(|p| &p.addresses)
+            .map(|a| a.get())
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut found = Vec::new();
+        if self.version != SPEC_VERSION {
+            let reason = format!(
+                "{} is not known: this program reads version {SPEC_VERSION}",
+                self.version
+            );
+            found.push(Problem {
+                field: "version".into(),
+                reason,
+            });
+        }
+        for (list, rules) in [
+            ("ingress", &self.firewall.ingress),
+            ("egress", &self.firewall.egress),
+        ] {
+            repeated(
+                rules
+                    .iter()
+                    .enumerate()
+                    .map(|(i, r)| (r.id.as_str().to_owned(), i)),
+                &mut found,
+                |i, id, first| {
+                    (
+                        format!("firewall.{list}[{i}].id"),
+                        format!("{id:?} is taken by {list}[{first}]"),
+                    )
+                },
+            );
+        }
+        if let Some(cluster) = &self.cluster {
+            self.peer_problems(cluster, &mut found);
+        }
+        let keys = self.authorized_keys.iter().enumerate();
+        repeated(
+            keys.map(|(i, k)| ((k.user.clone(), k.key.fingerprint()), i)),
+            &mut found,
+            |i, (user, key), first| {
+                (
+                    format!("authorized_keys[{i}].key"),
+                    format!("{key} is already given to {user} by authorized_keys[{first}]"),
+                )
+            },
+        );
+        found
+    }
+
+    fn peer_problems(&self, cluster: &Cluster, found: &mut Vec<Problem>) {
+        let peers = || cluster.peers.iter().enumerate();
+        repeated(
+            peers().map(|(i, p)| (p.instance.clone(), i)),
+            found,
+            |i, name, first| {
+                (
+                    format!("cluster.peers[{i}].instance"),
+                    format!("{name} is already peers[{first}]"),
+                )
+            },
+        );
+        repeated(
+            peers().flat_map(|(i, p)| p.addresses.iter().map(move |a| (a.get(), i))),
+            found,
+            |i, address, first| {
+                (
+                    format!("cluster.peers[{i}].addresses"),
+                    format!("{address} is already an address of peers[{first}]"),
+                )
+            },
+        );
+        for (i, peer) in peers() {
+            if peer.addresses.is_empty() {
+                let reason = format!("peer {} has no address", peer.instance);
+                found.push(Problem {
+                    field: format!("cluster.peers[{i}].addresses"),
+                    reason,
+                });
+            }
+            if peer.instance == self.instance.id {
+                let reason = format!("{} is this instance itself", peer.instance);
+                found.push(Problem {
+                    field: format!("cluster.peers[{i}].instance"),
+                    reason,
+                });
+            }
+        }
+    }
+}
+
+/// Adds a problem for each value that was seen before.
+fn repeated<K: Ord>(
+    values: impl Iterator<Item = (K, usize)>,
+    found: &mut Vec<Problem>,
+    describe: impl Fn(usize, &K, usize) -> (String, String),
+) {
+    let mut seen: BTreeMap<K, usize> = BTreeMap::new();
+    for (value, index) in values {
+        match seen.get(&value) {
+            Some(first) => {
+                let (field, reason) = describe(index, &value, *first);
+                found.push(Problem { field, reason });
+            }
+            None => {
+                seen.insert(value, index);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFkKc52EQpKAMBtUiDp/N8hykSeuzBRx5gN48WTPDhWS alice";
+
+    fn spec(rest: &str) -> Result<Spec, SpecError> {
+        Spec::from_json(
+            format!(r#"{{"version":1,"generation":3,"instance":{{"id":"i-1"}}{rest}}}"#).as_bytes(),
+        )
+    }
+
+    #[test]
+    fn the_contract_example_is_read_whole() {
+        let json = include_str!("../tests/spec-v1.json");
+        let spec = Spec::from_json(json.as_bytes()).unwrap();
+        assert_eq!(spec.peer_addresses().count(), 2);
+        assert_eq!(spec.firewall.ingress.len(), 1);
+        assert_eq!(Spec::from_json(&spec.to_json()).unwrap(), spec);
+    }
+
+    #[test]
+    fn missing_sections_mean_none() {
+        let spec = spec("").unwrap();
+        assert!(spec.firewall.ingress.is_empty() && spec.authorized_keys.is_empty());
+        assert_eq!(spec.peer_addresses().count(), 0);
+    }
+
+    #[test]
+    fn each_problem_names_its_field_and_value() {
+        for (rest, expected) in [
+            (r#","colour":"red""#, "colour: unknown field `colour`"),
+            (
+                r#","firewall":{"ingress":[{"id":"a","from_port":22},{"id":"a","from_port":23}]}"#,
+                "firewall.ingress[1].id: \"a\" is taken by ingress[0]",
+            ),
+            (
+                r#","firewall":{"ingress":[{"id":"a","from_port":70000}]}"#,
+                "firewall.ingress[0]: from_port of rule a is 70000",
+            ),
+            (
+                r#","cluster":{"id":"c","peers":[{"instance":"i-2","addresses":["10.0.0.1"]},{"instance":"i-2","addresses":["10.0.0.2"]}]}"#,
+                "cluster.peers[1].instance: i-2 is already peers[0]",
+            ),
+            (
+                r#","cluster":{"id":"c","peers":[{"instance":"i-2","addresses":["10.0.0.1"]},{"instance":"i-3","addresses":["10.0.0.1"]}]}"#,
+                "cluster.peers[1].addresses: 10.0.0.1 is already an address of peers[0]",
+            ),
+            (
+                r#","cluster":{"id":"c","peers":[{"instance":"i-2","addresses":["0.0.0.0"]}]}"#,
+                "cluster.peers[0].addresses[0]: 0.0.0.0 can't be a peer's address",
+            ),
+            (
+                r#","cluster":{"id":"c","peers":[{"instance":"i-1","addresses":["10.0.0.1"]}]}"#,
+                "i-1 is this instance itself",
+            ),
+            (
+                r#","cluster":{"id":"c","peers":[{"instance":"i-2","addresses":[]}]}"#,
+                "peer i-2 has no address",
+            ),
+            (
+                r#","authorized_keys":[{"user":"u","key":"ssh-ed25519 AAAA"}]"#,
+                "authorized_keys[0].key: not an OpenSSH public key",
+            ),
+            (
+                r#","authorized_keys":[{"user":"u","key":"KEY"},{"user":"u","key":"KEY"}]"#,
+                "authorized_keys[1].key: SHA256:",
+            ),
+            (
+                r#","authorized_keys":[{"user":"../x","key":"KEY"}]"#,
+                "authorized_keys[0].user: \"../x\" is not a login name",
+            ),
+            (
+                r#","control_plane":{"report_url":"http://x/"}"#,
+                "control_plane.report_url: \"http://x/\": only https",
+            ),
+        ] {
+            let error = spec(&rest.replace("KEY", KEY)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{rest}\n{error}");
+        }
+    }
+
+    #[test]
+    fn form_is_checked_before_meaning() {
+        assert!(Spec::from_json(b"{").unwrap_err().to_string().contains("EOF"));
+        assert!(
+            Spec::from_json(br#"{"version":2,"generation":1,"instance":{"id":"i"}}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("version: 2 is not known")
+        );
+        assert!(
+            Spec::from_json(br#"{"version":1,"generation":0,"instance":{"id":"i"}}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("generation: 0 is not a generation")
+        );
+        assert!(spec("").is_ok());
+    }
+
+    #[test]
+    fn secrets_do_not_show_in_debug() {
+        let spec = spec(r#","control_plane":{"enrolment_token":"hunter2","external_id":"hunter3"}"#).unwrap();
+        assert!(!format!("{spec:?}").contains("hunter"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_written_by_a_stranger_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = Spec::from_json(&bytes);
+        }
+
+        /// Any one byte of a good spec changed: read or refused, never a panic, and never half.
+        #[test]
+        fn a_changed_byte_is_read_or_refused(at in 0usize..1500, byte: u8) {
+            let mut json = include_bytes!("../tests/spec-v1.json").to_vec();
+            let at = at % json.len();
+            json[at] = byte;
+            if let Ok(spec) = Spec::from_json(&json) {
+                proptest::prop_assert_eq!(Spec::from_json(&spec.to_json()).unwrap(), spec);
+            }
+        }
+    }
+}
