@@ -1,0 +1,9 @@
+//! Deciding: from the spec and from what was observed to rules, key files and checks.
+//!
+//! May not live here: any I/O, any clock, anything of [`crate::system`]. What a decision needs to
+//! know comes in as a value.
+
+#![forbid(unsafe_code)]
+
+pub mod keys;
+pub mod observation;

@@ -1,0 +1,84 @@
+//! What was seen on the instance, as plain values: `system` fills them, `readiness` judges them.
+//!
+//! An observation that could not be made is an `Err` with the reason for the operator: never a
+//! default that looks like an answer.
+
+use std::path::PathBuf;
+
+use portcullis_protocol::report::HostKey;
+use portcullis_protocol::{PublicKey, UserName};
+
+/// Something that was looked at, or why it could not be.
+pub type Observed<T> = Result<T, String>;
+
+/// What systemd says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Systemd {
+    /// `SystemState` of `org.freedesktop.systemd1.Manager`, for example `running`.
+    pub manager_state: Observed<String>,
+    /// The word that `systemctl is-system-running` printed.
+    pub systemctl: Observed<String>,
+}
+
+/// A unit's state (`org.freedesktop.systemd1.Unit`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// Its name, for example `ssh.socket`.
+    pub name: String,
+    /// `ActiveState`, for example `active`.
+    pub active_state: String,
+}
+
+/// sshd's effective configuration (`sshd -T`), as far as checks need it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshdConfig {
+    /// `port`, all of them.
+    pub ports: Vec<u16>,
+    /// `pubkeyauthentication`.
+    pub pubkey: bool,
+    /// `passwordauthentication`.
+    pub password: bool,
+    /// `kbdinteractiveauthentication`.
+    pub keyboard_interactive: bool,
+    /// `authorizedkeysfile`, unexpanded, in order.
+    pub authorized_keys_files: Vec<String>,
+}
+
+/// What a real SSH handshake showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    /// The port that answered.
+    pub port: u16,
+    /// The server's identification string, for example `SSH-2.0-OpenSSH_9.2p1`.
+    pub server_id: String,
+    /// The host key that the server proved to have.
+    pub host_key: HostKey,
+    /// Authentication methods that it offers, for example `publickey`; empty if it did not say.
+    pub methods: Vec<String>,
+}
+
+/// What was seen of sshd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sshd {
+    /// The service and socket units of sshd that are loaded; empty if none is.
+    pub units: Observed<Vec<Unit>>,
+    /// The effective configuration.
+    pub config: Observed<SshdConfig>,
+    /// A handshake with the first configured port, over loopback.
+    pub handshake: Observed<Handshake>,
+    /// All public host keys on disk.
+    pub host_keys: Vec<HostKey>,
+}
+
+/// What was seen of one key of the spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyState {
+    /// Whose login it opens.
+    pub user: UserName,
+    /// The key.
+    pub key: PublicKey,
+    /// The file that it was read back from, or why it is not installed.
+    pub installed: Observed<PathBuf>,
+    /// Whether sshd said that it would accept it (RFC 4252 section 7, `SSH_MSG_USERAUTH_PK_OK`).
+    pub accepted: Observed<bool>,
+}
