@@ -5,5 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod firewall;
 pub mod keys;
+pub mod links;
 pub mod observation;
+pub mod ruleset;

@@ -154,7 +154,7 @@ impl JsonSchema for Protocol {
 }
 
 /// Ports from `from` to `to`, both included; 1 to 65535, never reversed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PortRange {
     from: u16,
     to: u16,

@@ -1,0 +1,460 @@
+//! From the spec and the links to the ruleset: who gets in, and why.
+//!
+//! Everything is decided in one chain at prerouting, before destination NAT, on the port that the
+//! outside dials: it covers the host, published container ports and direct routes to containers with
+//! the same rules (docs/firewall.md).
+//! May not live here: netlink, reading links.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use portcullis_protocol::{FirewallRule, PortRange, Protocol, SourceRange, Spec};
+
+use super::ruleset::{
+    Chain, Conntrack, Elements, Family, Hook, Match, PREROUTING, PRIORITY_MANGLE, Rule, Ruleset, Set, Verdict,
+};
+
+/// The chain that decides.
+pub const GATE: &str = "gate";
+/// The set of interfaces that are not filtered.
+pub const INTERNAL: &str = "internal";
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+
+/// Name of the set of peers' addresses of a family.
+pub fn peer_set(family: Family) -> String {
+    format!("peers{}", family.digit())
+}
+
+/// What the ruleset is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// The accepted spec; none before the first: then nothing is let in.
+    pub spec: Option<&'a Spec>,
+    /// Interfaces that are not filtered ([`super::links::internal`]).
+    pub internal: &'a BTreeSet<String>,
+    /// The port of the HTTPS endpoint, for the control plane.
+    pub health_port: u16,
+}
+
+/// The ruleset that enforces the spec: default deny (BREV-NET-1), what a host always needs, the
+/// cluster's peers (BREV-CLU-1), the control plane's sources, and the explicit rules (BREV-NET-2).
+pub fn ruleset(inputs: Inputs<'_>) -> Ruleset {
+    let mut builder = Builder::default();
+    builder.set(INTERNAL.to_owned(), Elements::Interfaces(inputs.internal.clone()));
+    builder.always_needed();
+    builder.peers(inputs.spec);
+    builder.rule(
+        "base invalid",
+        vec![Match::Conntrack(Conntrack::Invalid)],
+        Verdict::Drop,
+    );
+    if let Some(spec) = inputs.spec {
+        builder.control_plane(spec, inputs.health_port);
+        for rule in &spec.firewall.ingress {
+            builder.ingress(rule);
+        }
+    }
+    builder.finish()
+}
+
+#[derive(Default)]
+struct Builder {
+    sets: Vec<Set>,
+    rules: Vec<Rule>,
+}
+
+impl Builder {
+    fn set(&mut self, name: String, elements: Elements) {
+        self.sets.push(Set { name, elements });
+    }
+
+    fn rule(&mut self, comment: &str, matches: Vec<Match>, verdict: Verdict) {
+        self.rules.push(Rule {
+            comment: comment.to_owned(),
+            matches,
+            counter: false,
+            verdict: Some(verdict),
+        });
+    }
+
+    fn counted(&mut self, comment: &str, matches: Vec<Match>, verdict: Option<Verdict>) {
+        self.rules.push(Rule {
+            comment: comment.to_owned(),
+            matches,
+            counter: true,
+            verdict,
+        });
+    }
+
+    /// What a host needs whatever the spec says. Order matters: spoofed loopback addresses are
+    /// dropped before anything from outside is accepted (CVE-2020-8558).
+    fn always_needed(&mut self) {
+        use Verdict::{Accept, Drop};
+        self.rule("base loopback", vec![Match::Interface("lo".to_owned())], Accept);
+        self.rule(
+            "base internal",
+            vec![Match::InterfaceIn(INTERNAL.to_owned())],
+            Accept,
+        );
+        for (name, net) in [("v4", loopback4()), ("v6", loopback6())] {
+            let family = Match::Family(Family::of(net.addr()));
+            self.counted(
+                &format!("base spoofed source {name}"),
+                vec![family.clone(), Match::Source(net)],
+                Some(Drop),
+            );
+            self.counted(
+                &format!("base spoofed target {name}"),
+                vec![family, Match::Destination(net)],
+                Some(Drop),
+            );
+        }
+        self.rule(
+            "base established",
+            vec![Match::Conntrack(Conntrack::EstablishedOrRelated)],
+            Accept,
+        );
+        self.icmp_errors();
+        self.neighbour_discovery();
+        self.dhcp();
+    }
+
+    /// Path MTU and unreachable messages, also of flows that conntrack does not know (RFC 4890, RFC 1191).
+    fn icmp_errors(&mut self) {
+        for (comment, family, protocol, types) in [
+            ("base icmp unreachable", Family::Ipv4, ICMP, 3..=3),
+            ("base icmp exceeded", Family::Ipv4, ICMP, 11..=12),
+            ("base icmpv6 errors", Family::Ipv6, ICMPV6, 1..=4),
+        ] {
+            let matches = vec![
+                Match::Family(family),
+                Match::Protocol(protocol),
+                Match::IcmpType(types),
+            ];
+            self.rule(comment, matches, Verdict::Accept);
+        }
+    }
+
+    /// RFC 4861: hop limit 255 proves that the sender is on the link; routers speak from link-local
+    /// addresses. RFC 2710 and 3810: multicast listener queries too, with hop limit 1.
+    fn neighbour_discovery(&mut self) {
+        let icmpv6 = |rest: Vec<Match>| {
+            let mut matches = vec![Match::Family(Family::Ipv6), Match::Protocol(ICMPV6)];
+            matches.extend(rest);
+            matches
+        };
+        let link_local = || Match::Source(link_local6());
+        self.rule(
+            "base neighbour discovery",
+            icmpv6(vec![Match::IcmpType(135..=136), Match::HopLimit(255)]),
+            Verdict::Accept,
+        );
+        self.rule(
+            "base router advertisement",
+            icmpv6(vec![
+                link_local(),
+                Match::IcmpType(134..=134),
+                Match::HopLimit(255),
+            ]),
+            Verdict::Accept,
+        );
+        let listener = icmpv6(vec![link_local(), Match::IcmpType(130..=132), Match::HopLimit(1)]);
+        self.rule("base multicast listener", listener, Verdict::Accept);
+    }
+
+    /// Replies to the host's own DHCP client: a broadcast or a new server is no known flow (RFC 2131, RFC 8415).
+    fn dhcp(&mut self) {
+        let udp = |family, source: Option<IpNet>, from: u16, to: u16| {
+            let mut matches = vec![Match::Family(family)];
+            matches.extend(source.map(Match::Source));
+            matches.push(Match::Protocol(UDP));
+            matches.extend(PortRange::single(from).map(Match::SourcePort));
+            matches.extend(PortRange::single(to).map(Match::DestinationPort));
+            matches
+        };
+        self.rule("base dhcp", udp(Family::Ipv4, None, 67, 68), Verdict::Accept);
+        self.rule(
+            "base dhcpv6",
+            udp(Family::Ipv6, Some(link_local6()), 547, 546),
+            Verdict::Accept,
+        );
+    }
+
+    /// One set a family, whatever their number: a packet costs one look-up.
+    fn peers(&mut self, spec: Option<&Spec>) {
+        for family in Family::BOTH {
+            let addresses: BTreeSet<IpAddr> = spec
+                .into_iter()
+                .flat_map(Spec::peer_addresses)
+                .filter(|a| Family::of(*a) == family)
+                .collect();
+            let name = peer_set(family);
+            self.set(name.clone(), Elements::Addresses(family, addresses));
+            let matches = vec![Match::Family(family), Match::SourceIn(family, name)];
+            self.counted(&format!("peers {family}"), matches, Some(Verdict::Accept));
+        }
+    }
+
+    fn control_plane(&mut self, spec: &Spec, port: u16) {
+        let sources = spec
+            .control_plane
+            .iter()
+            .flat_map(|c| c.sources.iter().copied())
+            .collect::<Vec<_>>();
+        if let (false, Some(ports)) = (sources.is_empty(), PortRange::single(port)) {
+            self.grant(
+                "control plane",
+                "control",
+                &sources,
+                &[protocol(TCP, Some(ports))],
+            );
+        }
+    }
+
+    fn ingress(&mut self, rule: &FirewallRule) {
+        let name = format!("rule {}", rule.id);
+        let sources = format!("rule.{}.", rule.id);
+        match rule.protocol {
+            Protocol::Tcp => self.grant(&name, &sources, &rule.sources, &[protocol(TCP, rule.ports)]),
+            Protocol::Udp => self.grant(&name, &sources, &rule.sources, &[protocol(UDP, rule.ports)]),
+            Protocol::Any => {
+                let both = [protocol(TCP, rule.ports), protocol(UDP, rule.ports)];
+                self.grant(&name, &sources, &rule.sources, &both);
+            }
+            Protocol::Number(number) => self.grant(&name, &sources, &rule.sources, &[protocol(number, None)]),
+            Protocol::Icmp => self.echo(&name, &sources, &rule.sources),
+        }
+    }
+
+    /// Echo requests of either family: type 8 and type 128.
+    fn echo(&mut self, name: &str, set: &str, sources: &[SourceRange]) {
+        for (family, number, kind) in [(Family::Ipv4, ICMP, 8), (Family::Ipv6, ICMPV6, 128)] {
+            let Some(source) = self.sources(family, set, sources) else {
+                continue;
+            };
+            let mut matches = vec![Match::Family(family)];
+            matches.extend(source);
+            matches.extend([Match::Protocol(number), Match::IcmpType(kind..=kind)]);
+            self.counted(name, matches, Some(Verdict::Accept));
+        }
+    }
+
+    /// Lets the sources in, for each of the alternatives. No sources: anybody.
+    fn grant(&mut self, name: &str, set: &str, sources: &[SourceRange], alternatives: &[Vec<Match>]) {
+        let anybody = sources.is_empty()
+            || Family::BOTH
+                .iter()
+                .all(|family| sources.iter().any(|source| is_everything(source.net(), *family)));
+        if anybody {
+            for alternative in alternatives {
+                self.counted(name, alternative.clone(), Some(Verdict::Accept));
+            }
+            return;
+        }
+        for family in Family::BOTH {
+            let Some(source) = self.sources(family, set, sources) else {
+                continue;
+            };
+            for alternative in alternatives {
+                let mut matches = vec![Match::Family(family)];
+                matches.extend(source.clone());
+                matches.extend(alternative.clone());
+                self.counted(name, matches, Some(Verdict::Accept));
+            }
+        }
+    }
+
+    /// The match for the sources of one family: `None` if there are none in it, an inner `None` if
+    /// every address of the family is meant. Several ranges share one set.
+    fn sources(&mut self, family: Family, set: &str, sources: &[SourceRange]) -> Option<Option<Match>> {
+        if sources.is_empty() {
+            return Some(None);
+        }
+        let nets: Vec<IpNet> = sources
+            .iter()
+            .map(|s| s.net())
+            .filter(|net| Family::of(net.addr()) == family)
+            .collect();
+        match nets.as_slice() {
+            [] => None,
+            nets if nets.iter().any(|net| is_everything(*net, family)) => Some(None),
+            [net] => Some(Some(Match::Source(*net))),
+            _ => {
+                let name = format!("{set}{}", family.digit());
+                self.set(name.clone(), Elements::ranges(family, nets));
+                Some(Some(Match::SourceIn(family, name)))
+            }
+        }
+    }
+
+    fn finish(mut self) -> Ruleset {
+        self.counted("denied", Vec::new(), None);
+        self.sets.sort_by(|a, b| a.name.cmp(&b.name));
+        let hook = Hook {
+            number: PREROUTING,
+            priority: PRIORITY_MANGLE,
+            policy: Verdict::Drop,
+        };
+        let gate = Chain {
+            name: GATE.to_owned(),
+            hook: Some(hook),
+            rules: self.rules,
+        };
+        Ruleset {
+            sets: self.sets,
+            chains: vec![gate],
+        }
+    }
+}
+
+fn protocol(number: u8, ports: Option<PortRange>) -> Vec<Match> {
+    let mut matches = vec![Match::Protocol(number)];
+    matches.extend(ports.map(Match::DestinationPort));
+    matches
+}
+
+fn is_everything(net: IpNet, family: Family) -> bool {
+    net.prefix_len() == 0 && Family::of(net.addr()) == family
+}
+
+fn loopback4() -> IpNet {
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into()
+}
+
+fn loopback6() -> IpNet {
+    Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128).into()
+}
+
+fn link_local6() -> IpNet {
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules_for(rest: &str) -> Ruleset {
+        let json = format!(r#"{{"version":1,"generation":1,"instance":{{"id":"i-1"}}{rest}}}"#);
+        let spec = Spec::from_json(json.as_bytes()).unwrap();
+        ruleset(Inputs {
+            spec: Some(&spec),
+            internal: &BTreeSet::new(),
+            health_port: 7443,
+        })
+    }
+
+    fn lines(ruleset: &Ruleset, comment: &str) -> Vec<String> {
+        let rules = &ruleset.chain(GATE).unwrap().rules;
+        rules
+            .iter()
+            .filter(|r| r.comment == comment)
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn without_a_spec_nothing_but_the_base_is_there() {
+        let none = ruleset(Inputs {
+            spec: None,
+            internal: &BTreeSet::new(),
+            health_port: 7443,
+        });
+        let gate = none.chain(GATE).unwrap();
+        assert_eq!(gate.hook.as_ref().unwrap().policy, Verdict::Drop);
+        let unexpected: Vec<_> = gate
+            .rules
+            .iter()
+            .filter(|r| {
+                !r.comment.starts_with("base ") && !r.comment.starts_with("peers ") && r.verdict.is_some()
+            })
+            .collect();
+        assert!(unexpected.is_empty(), "{unexpected:?}");
+        assert!(none.set("peers4").unwrap().elements.is_empty());
+    }
+
+    #[test]
+    fn both_families_open_is_one_rule() {
+        let rules = rules_for(
+            r#","firewall":{"ingress":[{"id":"ssh","protocol":"tcp","from_port":22,"ip_ranges":["0.0.0.0/0","::/0"]}]}"#,
+        );
+        assert_eq!(
+            lines(&rules, "rule ssh"),
+            ["meta l4proto tcp th dport 22 counter accept comment \"rule ssh\""]
+        );
+    }
+
+    #[test]
+    fn one_family_open_leaves_the_other_shut() {
+        let rules = rules_for(
+            r#","firewall":{"ingress":[{"id":"w","from_port":80,"to_port":90,"ip_ranges":["0.0.0.0/0"]}]}"#,
+        );
+        assert_eq!(
+            lines(&rules, "rule w"),
+            [
+                "meta nfproto ipv4 meta l4proto tcp th dport 80-90 counter accept comment \"rule w\"",
+                "meta nfproto ipv4 meta l4proto udp th dport 80-90 counter accept comment \"rule w\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn several_sources_share_a_set_and_one_needs_none() {
+        let rules = rules_for(
+            r#","firewall":{"ingress":[{"id":"w","protocol":"tcp","from_port":80,
+               "ip_ranges":["10.0.0.0/8","192.0.2.7","2001:db8::/32"]}]}"#,
+        );
+        assert_eq!(rules.set("rule.w.4").unwrap().elements.len(), 2);
+        assert!(rules.set("rule.w.6").is_none());
+        assert_eq!(
+            lines(&rules, "rule w"),
+            [
+                "meta nfproto ipv4 ip saddr @rule.w.4 meta l4proto tcp th dport 80 counter accept comment \"rule w\"",
+                "meta nfproto ipv6 ip6 saddr 2001:db8::/32 meta l4proto tcp th dport 80 counter accept comment \"rule w\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn peers_go_into_sets_and_never_make_rules() {
+        let peers: Vec<String> = (0..500u32)
+            .map(|i| {
+                format!(
+                    r#"{{"instance":"p{i}","addresses":["10.1.{}.{}","fd00::{i:x}:1"]}}"#,
+                    i / 250,
+                    i % 250 + 1
+                )
+            })
+            .collect();
+        let with = rules_for(&format!(
+            r#","cluster":{{"id":"c","peers":[{}]}}"#,
+            peers.join(",")
+        ));
+        assert_eq!(with.set("peers4").unwrap().elements.len(), 500);
+        assert_eq!(with.set("peers6").unwrap().elements.len(), 500);
+        assert_eq!(with.chains[0].rules.len(), rules_for("").chains[0].rules.len());
+    }
+
+    #[test]
+    fn echo_needs_a_rule() {
+        assert!(lines(&rules_for(""), "rule ping").is_empty());
+        let rules = rules_for(r#","firewall":{"ingress":[{"id":"ping","protocol":"icmp"}]}"#);
+        assert_eq!(lines(&rules, "rule ping").len(), 2);
+    }
+
+    #[test]
+    fn the_control_plane_reaches_only_its_port() {
+        let rules = rules_for(r#","control_plane":{"sources":["192.0.2.0/24"]}"#);
+        assert_eq!(
+            lines(&rules, "control plane"),
+            [
+                "meta nfproto ipv4 ip saddr 192.0.2.0/24 meta l4proto tcp th dport 7443 counter accept comment \"control plane\""
+            ]
+        );
+        assert!(lines(&rules_for(r#","control_plane":{}"#), "control plane").is_empty());
+    }
+}

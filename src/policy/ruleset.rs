@@ -1,0 +1,442 @@
+//! The ruleset as a value: what table `inet portcullis` holds, or shall hold.
+//!
+//! One form for all uses: the plan prints it, `system::nftables` encodes it for the kernel and reads
+//! the kernel back into it, so that comparing both is `==`.
+//! May not live here: why a rule is there (`firewall`), netlink.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+use portcullis_protocol::PortRange;
+use serde::Serialize;
+
+/// Name of the one table that the agent owns (family `inet`).
+pub const TABLE: &str = "portcullis";
+
+/// A whole table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ruleset {
+    /// Named sets, sorted by name.
+    pub sets: Vec<Set>,
+    /// Chains, sorted by name.
+    pub chains: Vec<Chain>,
+}
+
+/// An IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+impl Family {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    /// Of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+
+    /// `4` or `6`, for names of sets.
+    pub fn digit(self) -> char {
+        match self {
+            Self::Ipv4 => '4',
+            Self::Ipv6 => '6',
+        }
+    }
+}
+
+/// A named set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Set {
+    /// Its name.
+    pub name: String,
+    /// What is in it; the kind of set follows from it.
+    pub elements: Elements,
+}
+
+/// What a set holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Elements {
+    /// Names of interfaces.
+    Interfaces(BTreeSet<String>),
+    /// Single addresses of one family: a hash set, flat in its size.
+    Addresses(Family, BTreeSet<IpAddr>),
+    /// Address ranges of one family, first to last, sorted, neither overlapping nor touching.
+    Ranges(Family, Vec<(IpAddr, IpAddr)>),
+}
+
+impl Elements {
+    /// Ranges that cover exactly these networks of the family, in their normal form.
+    pub fn ranges(family: Family, nets: impl IntoIterator<Item = IpNet>) -> Self {
+        let mut ranges: Vec<(u128, u128)> = nets
+            .into_iter()
+            .filter(|net| Family::of(net.addr()) == family)
+            .map(|net| (to_number(net.network()), to_number(net.broadcast())))
+            .collect();
+        ranges.sort_unstable();
+        let mut merged: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
+        for (first, last) in ranges {
+            match merged.last_mut() {
+                Some((_, end)) if first <= end.saturating_add(1) => *end = (*end).max(last),
+                _ => merged.push((first, last)),
+            }
+        }
+        let address = |number| from_number(family, number);
+        Self::Ranges(
+            family,
+            merged
+                .into_iter()
+                .map(|(first, last)| (address(first), address(last)))
+                .collect(),
+        )
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Interfaces(names) => names.len(),
+            Self::Addresses(_, addresses) => addresses.len(),
+            Self::Ranges(_, ranges) => ranges.len(),
+        }
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+fn to_number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+fn from_number(family: Family, number: u128) -> IpAddr {
+    match family {
+        // Only ever called with what `to_number` made of an address of this family.
+        Family::Ipv4 => Ipv4Addr::from_bits(u32::try_from(number).unwrap_or(u32::MAX)).into(),
+        Family::Ipv6 => Ipv6Addr::from_bits(number).into(),
+    }
+}
+
+/// The address after this one; `None` after the last.
+pub fn successor(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().checked_add(1).map(|n| Ipv4Addr::from_bits(n).into()),
+        IpAddr::V6(v6) => v6.to_bits().checked_add(1).map(|n| Ipv6Addr::from_bits(n).into()),
+    }
+}
+
+/// The address before this one; `None` before the first.
+pub fn predecessor(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().checked_sub(1).map(|n| Ipv4Addr::from_bits(n).into()),
+        IpAddr::V6(v6) => v6.to_bits().checked_sub(1).map(|n| Ipv6Addr::from_bits(n).into()),
+    }
+}
+
+/// A chain, and where packets come into it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Chain {
+    /// Its name.
+    pub name: String,
+    /// Where it is hooked in; none for a chain that is only jumped to.
+    pub hook: Option<Hook>,
+    /// Its rules, in order.
+    pub rules: Vec<Rule>,
+}
+
+/// Where a base chain sits (`type filter`), and what happens to packets that no rule decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hook {
+    /// `NF_INET_*` hook number (linux/netfilter.h); 0 is prerouting.
+    pub number: u32,
+    /// Priority among the chains of the hook; lower comes first (linux/netfilter_ipv4.h).
+    pub priority: i32,
+    /// What happens at the end of the chain.
+    pub policy: Verdict,
+}
+
+/// `NF_INET_PRE_ROUTING`.
+pub const PREROUTING: u32 = 0;
+/// `NF_IP_PRI_MANGLE`: after conntrack (-200), before destination NAT (-100).
+pub const PRIORITY_MANGLE: i32 = -150;
+/// `NF_IP_PRI_NAT_DST`.
+pub const PRIORITY_DNAT: i32 = -100;
+
+/// What a rule does with a packet that all its matches fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Let it go on to other tables.
+    Accept,
+    /// End it.
+    Drop,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    /// Says why it is there, for example `rule ssh`; kept in the kernel as the rule's comment.
+    pub comment: String,
+    /// All must fit.
+    pub matches: Vec<Match>,
+    /// Whether packets are counted.
+    pub counter: bool,
+    /// What then happens; none: the next rule is looked at.
+    pub verdict: Option<Verdict>,
+}
+
+/// Conntrack states as the kernel numbers them (`NF_CT_STATE_*` bits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Conntrack {
+    /// Of a flow that is known, or belongs to one that is.
+    EstablishedOrRelated,
+    /// Of no flow and no good start of one.
+    Invalid,
+}
+
+/// One condition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Match {
+    /// Came in by this interface.
+    Interface(String),
+    /// Came in by an interface of this set.
+    InterfaceIn(String),
+    /// Is of this IP version.
+    Family(Family),
+    /// Carries this protocol (behind all extension headers).
+    Protocol(u8),
+    /// Conntrack's opinion of it.
+    Conntrack(Conntrack),
+    /// Its source is in this network.
+    Source(IpNet),
+    /// Its source is in this set.
+    SourceIn(Family, String),
+    /// Its destination is in this network.
+    Destination(IpNet),
+    /// Its source port (of a protocol with ports).
+    SourcePort(PortRange),
+    /// Its destination port, as the sender dialled it.
+    DestinationPort(PortRange),
+    /// Its ICMP or ICMPv6 type, as the rule's protocol says.
+    IcmpType(RangeInclusive<u8>),
+    /// Its IPv6 hop limit.
+    HopLimit(u8),
+    /// Something that another program put there; never in a plan.
+    Foreign(String),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Accept => "accept",
+            Self::Drop => "drop",
+        })
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        })
+    }
+}
+
+fn ip(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ip",
+        Family::Ipv6 => "ip6",
+    }
+}
+
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interface(name) => write!(f, "iifname {name:?}"),
+            Self::InterfaceIn(set) => write!(f, "iifname @{set}"),
+            Self::Family(family) => write!(f, "meta nfproto {family}"),
+            Self::Protocol(number) => match number {
+                1 => f.write_str("meta l4proto icmp"),
+                6 => f.write_str("meta l4proto tcp"),
+                17 => f.write_str("meta l4proto udp"),
+                58 => f.write_str("meta l4proto ipv6-icmp"),
+                other => write!(f, "meta l4proto {other}"),
+            },
+            Self::Conntrack(Conntrack::EstablishedOrRelated) => f.write_str("ct state established,related"),
+            Self::Conntrack(Conntrack::Invalid) => f.write_str("ct state invalid"),
+            Self::Source(net) => write!(f, "{} saddr {net}", ip(Family::of(net.addr()))),
+            Self::SourceIn(family, set) => write!(f, "{} saddr @{set}", ip(*family)),
+            Self::Destination(net) => write!(f, "{} daddr {net}", ip(Family::of(net.addr()))),
+            Self::SourcePort(ports) => write!(f, "th sport {ports}"),
+            Self::DestinationPort(ports) => write!(f, "th dport {ports}"),
+            Self::IcmpType(types) if types.start() == types.end() => write!(f, "@th,0,8 {}", types.start()),
+            Self::IcmpType(types) => write!(f, "@th,0,8 {}-{}", types.start(), types.end()),
+            Self::HopLimit(limit) => write!(f, "ip6 hoplimit {limit}"),
+            Self::Foreign(text) => write!(f, "<{text}>"),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for condition in &self.matches {
+            write!(f, "{condition} ")?;
+        }
+        if self.counter {
+            f.write_str("counter ")?;
+        }
+        if let Some(verdict) = self.verdict {
+            write!(f, "{verdict} ")?;
+        }
+        write!(f, "comment {:?}", self.comment)
+    }
+}
+
+impl fmt::Display for Elements {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list: Vec<String> = match self {
+            Self::Interfaces(names) => names.iter().map(|name| format!("{name:?}")).collect(),
+            Self::Addresses(_, addresses) => addresses.iter().map(ToString::to_string).collect(),
+            Self::Ranges(_, ranges) => ranges
+                .iter()
+                .map(|(first, last)| format!("{first}-{last}"))
+                .collect(),
+        };
+        f.write_str(&list.join(", "))
+    }
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, flags) = match &self.elements {
+            Elements::Interfaces(_) => ("ifname", ""),
+            Elements::Addresses(Family::Ipv4, _) => ("ipv4_addr", ""),
+            Elements::Addresses(Family::Ipv6, _) => ("ipv6_addr", ""),
+            Elements::Ranges(Family::Ipv4, _) => ("ipv4_addr", " flags interval;"),
+            Elements::Ranges(Family::Ipv6, _) => ("ipv6_addr", " flags interval;"),
+        };
+        write!(f, "set {} {{ type {kind};{flags}", self.name)?;
+        if !self.elements.is_empty() {
+            write!(f, " elements = {{ {} }}", self.elements)?;
+        }
+        f.write_str(" }")
+    }
+}
+
+impl fmt::Display for Ruleset {
+    /// As nft(8) would read it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table inet {TABLE} {{")?;
+        for set in &self.sets {
+            writeln!(f, "    {set}")?;
+        }
+        for chain in &self.chains {
+            writeln!(f, "    chain {} {{", chain.name)?;
+            if let Some(hook) = &chain.hook {
+                let name = match hook.number {
+                    PREROUTING => "prerouting".to_owned(),
+                    other => other.to_string(),
+                };
+                let Hook { priority, policy, .. } = hook;
+                writeln!(
+                    f,
+                    "        type filter hook {name} priority {priority}; policy {policy};"
+                )?;
+            }
+            for rule in &chain.rules {
+                writeln!(f, "        {rule}")?;
+            }
+            writeln!(f, "    }}")?;
+        }
+        f.write_str("}")
+    }
+}
+
+impl Ruleset {
+    /// What would have to change to make `self` into `wanted`: lines that go (`-`) and come (`+`),
+    /// in the order of the text. Empty if both are the same.
+    pub fn diff(&self, wanted: &Self) -> Vec<String> {
+        let lines = |ruleset: &Self| ruleset.to_string().lines().map(str::to_owned).collect::<Vec<_>>();
+        let (old, new) = (lines(self), lines(wanted));
+        let (olds, news): (BTreeSet<&String>, BTreeSet<&String>) =
+            (old.iter().collect(), new.iter().collect());
+        let gone = old
+            .iter()
+            .filter(|line| !news.contains(line))
+            .map(|line| format!("-{line}"));
+        let come = new
+            .iter()
+            .filter(|line| !olds.contains(line))
+            .map(|line| format!("+{line}"));
+        let mut diff: Vec<String> = gone.chain(come).collect();
+        if diff.is_empty() && self != wanted {
+            diff.push("~ the same rules in another order or form".to_owned());
+        }
+        diff
+    }
+
+    /// The set of that name.
+    pub fn set(&self, name: &str) -> Option<&Set> {
+        self.sets.iter().find(|set| set.name == name)
+    }
+
+    /// The chain of that name.
+    pub fn chain(&self, name: &str) -> Option<&Chain> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_have_one_normal_form() {
+        let nets = [
+            "10.0.1.0/24",
+            "10.0.0.0/24",
+            "10.0.0.128/25",
+            "fd00::/8",
+            "192.0.2.1/32",
+        ];
+        let nets: Vec<IpNet> = nets.iter().map(|n| n.parse().unwrap()).collect();
+        let expected = vec![
+            ("10.0.0.0".parse().unwrap(), "10.0.1.255".parse().unwrap()),
+            ("192.0.2.1".parse().unwrap(), "192.0.2.1".parse().unwrap()),
+        ];
+        assert_eq!(
+            Elements::ranges(Family::Ipv4, nets.clone()),
+            Elements::Ranges(Family::Ipv4, expected)
+        );
+        assert_eq!(Elements::ranges(Family::Ipv6, nets).len(), 1);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn ranges_cover_what_the_nets_cover(nets in proptest::collection::vec((0u32.., 0u8..=32), 1..8), probe: u32) {
+            let nets: Vec<IpNet> = nets.iter()
+                .map(|(a, len)| ipnet::Ipv4Net::new(Ipv4Addr::from_bits(*a), *len).unwrap().into()).collect();
+            let probe = IpAddr::from(Ipv4Addr::from_bits(probe));
+            let Elements::Ranges(_, ranges) = Elements::ranges(Family::Ipv4, nets.clone()) else { unreachable!() };
+            let in_nets = nets.iter().any(|n| n.contains(&probe));
+            let in_ranges = ranges.iter().any(|(a, b)| (*a..=*b).contains(&probe));
+            proptest::prop_assert_eq!(in_nets, in_ranges);
+        }
+    }
+}
