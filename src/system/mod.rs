@@ -2,3 +2,7 @@
 //!
 //! May not live here: decisions. A function here does one thing, and says what it saw or why it
 //! could not.
+
+pub mod links;
+pub mod netlink;
+pub mod nftables;

@@ -1,0 +1,289 @@
+//! Talking netlink: open, send, dump, receive; for nftables, links and routes alike.
+//!
+//! May not live here: what messages mean.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+
+/// Larger than any datagram that the kernel sends (dumps are built in pages of at most 32 KiB).
+const RECEIVE_BYTES: usize = 1 << 16;
+
+/// How often a dump is tried again when the kernel says that what it dumped changed meanwhile.
+const DUMP_TRIES: usize = 5;
+
+/// Length of `struct nlmsghdr`.
+const HEADER_BYTES: usize = 16;
+
+/// The kernel answers at once; a question that it does not understand must not hang the daemon.
+const ANSWER_TIME: TimeVal = TimeVal::new(5, 0);
+
+/// `MSG_DONTWAIT` (linux/socket.h).
+const DONTWAIT: i32 = 0x40;
+
+/// A netlink socket of one protocol family.
+pub struct Connection {
+    socket: Socket,
+    sequence: u32,
+}
+
+/// What the kernel answered to one message of a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Sequence number of the message.
+    pub sequence: u32,
+    /// Errno; 0 for an acknowledgement.
+    pub errno: i32,
+}
+
+impl Connection {
+    /// Opens a socket of a `NETLINK_*` family and joins multicast groups.
+    ///
+    /// # Errors
+    /// As socket(2) and bind(2): `EPROTONOSUPPORT` when the kernel lacks the family.
+    pub fn open(family: isize, groups: &[u32]) -> io::Result<Self> {
+        let mut socket = Socket::new(family)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &ANSWER_TIME)?;
+        for group in groups {
+            socket.add_membership(*group)?;
+        }
+        Ok(Self { socket, sequence: 1 })
+    }
+
+    /// The socket's own address, as events name it.
+    ///
+    /// # Errors
+    /// As getsockname(2).
+    pub fn port(&self) -> io::Result<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.socket.get_address(&mut address)?;
+        Ok(address.port_number())
+    }
+
+    /// The next free sequence number.
+    pub fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    /// Makes reads return `WouldBlock` instead of waiting, for use with an event loop.
+    ///
+    /// # Errors
+    /// As fcntl(2).
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        self.socket.set_non_blocking(true)
+    }
+
+    /// Asks for a dump and gives its messages.
+    ///
+    /// # Errors
+    /// The kernel's errno, or `InvalidData` for an answer that is not understood.
+    pub fn dump<T>(&mut self, message: &T) -> io::Result<Vec<T>>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable + Clone,
+    {
+        for _ in 0..DUMP_TRIES {
+            if let Some(messages) = self.ask(message, NLM_F_DUMP)? {
+                return Ok(messages);
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::Interrupted,
+            "what was dumped kept changing",
+        ))
+    }
+
+    /// Asks one question and gives the answers to it.
+    ///
+    /// # Errors
+    /// As [`Self::dump`].
+    pub fn get<T>(&mut self, message: &T) -> io::Result<Vec<T>>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable + Clone,
+    {
+        Ok(self.ask(message, NLM_F_ACK)?.unwrap_or_default())
+    }
+
+    /// `None` when a dump was not of one moment.
+    fn ask<T>(&mut self, message: &T, flags: u16) -> io::Result<Option<Vec<T>>>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable + Clone,
+    {
+        let sequence = self.next_sequence();
+        let bytes = encode(message.clone(), sequence, NLM_F_REQUEST | flags);
+        self.socket.send(&bytes, 0)?;
+        let (mut found, mut consistent) = (Vec::new(), true);
+        loop {
+            for answer in self.receive::<T>(0)? {
+                if answer.header.sequence_number != sequence {
+                    continue;
+                }
+                consistent &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                    // The end of a dump, or the acknowledgement of a question.
+                    NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => {
+                        return Ok(consistent.then_some(found));
+                    }
+                    NetlinkPayload::Overrun(_) => consistent = false,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Sends a batch in one piece and gives all answers that the kernel made to it. Netlink works a
+    /// batch off before send(2) returns, so every answer is there by then.
+    ///
+    /// # Errors
+    /// As send(2), `EMSGSIZE` and `ENOBUFS` included.
+    pub fn send_batch<T>(&mut self, batch: &[u8]) -> io::Result<Vec<Answer>>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable,
+    {
+        // The kernel doubles the value; a batch has to fit whole. Without CAP_NET_ADMIN over the
+        // limits this fails, and send(2) then says whether it mattered.
+        let _ = setsockopt(&self.socket, sockopt::SndBufForce, &batch.len().max(1 << 16));
+        let _ = setsockopt(&self.socket, sockopt::RcvBufForce, &(1 << 20));
+        self.socket.send(batch, 0)?;
+        let mut answers = Vec::new();
+        loop {
+            match self.receive::<T>(DONTWAIT) {
+                Ok(messages) => answers.extend(messages.into_iter().filter_map(|message| {
+                    let NetlinkPayload::Error(error) = message.payload else {
+                        return None;
+                    };
+                    Some(Answer {
+                        sequence: message.header.sequence_number,
+                        errno: error.raw_code().abs(),
+                    })
+                })),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(answers),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Receives one datagram's messages.
+    ///
+    /// # Errors
+    /// As recv(2); `ENOBUFS` means that events were lost.
+    pub fn receive<T: NetlinkDeserializable + NetlinkSerializable>(
+        &self,
+        flags: i32,
+    ) -> io::Result<Vec<NetlinkMessage<T>>> {
+        let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
+        let length = self.socket.recv(&mut buffer, flags)?;
+        if length > buffer.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a netlink datagram was too large",
+            ));
+        }
+        let (mut rest, mut messages) = (buffer.as_slice(), Vec::new());
+        while rest.len() >= HEADER_BYTES {
+            let message = NetlinkMessage::<T>::deserialize(rest)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+            let step = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(step..).unwrap_or_default();
+            messages.push(message);
+        }
+        Ok(messages)
+    }
+
+    /// Receives one datagram without looking at it: for who only wants to know that something
+    /// happened. False when nothing is there.
+    ///
+    /// # Errors
+    /// As recv(2), but lost events (`ENOBUFS`) count as something that happened.
+    pub fn drain_one(&self) -> io::Result<bool> {
+        let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
+        match self.socket.recv(&mut buffer, DONTWAIT) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A netfilter message whose attributes are left as bytes.
+#[derive(Clone, Debug)]
+pub struct RawMessage {
+    kind: u16,
+    payload: Vec<u8>,
+}
+
+impl RawMessage {
+    /// Of a message that is to be sent.
+    pub fn of<T: NetlinkSerializable>(message: &T) -> Self {
+        let mut payload = vec![0; message.buffer_len()];
+        message.serialize(&mut payload);
+        Self {
+            kind: message.message_type(),
+            payload,
+        }
+    }
+
+    /// The attributes, behind the four bytes of `struct nfgenmsg`.
+    pub fn attributes(&self) -> &[u8] {
+        self.payload.get(4..).unwrap_or_default()
+    }
+}
+
+impl NetlinkSerializable for RawMessage {
+    fn message_type(&self) -> u16 {
+        self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.payload.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.copy_from_slice(&self.payload);
+    }
+}
+
+impl NetlinkDeserializable for RawMessage {
+    type Error = std::convert::Infallible;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
+        Ok(Self {
+            kind: header.message_type,
+            payload: payload.to_vec(),
+        })
+    }
+}
+
+/// One message with its header, as it goes over the socket.
+pub fn encode<T: NetlinkSerializable>(message: T, sequence: u32, flags: u16) -> Vec<u8> {
+    let mut message = NetlinkMessage::new(Default::default(), NetlinkPayload::InnerMessage(message));
+    message.header.flags = flags;
+    message.header.sequence_number = sequence;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len().next_multiple_of(4)];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,93 @@
+//! What tests share: network namespaces that end with their test.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs::File;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Fails, never skips: a test that did not run proves nothing.
+pub fn require_root() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "this test needs root: run `sudo -E make test`"
+    );
+}
+
+/// Runs a command and gives its output.
+///
+/// # Panics
+/// When it fails.
+pub fn run(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let output = Command::new(words.next().unwrap())
+        .args(words)
+        .output()
+        .unwrap_or_else(|e| panic!("{line}: {e}"));
+    assert!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A network namespace of its own, removed when dropped.
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// Makes one, with loopback up.
+    pub fn new(label: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        require_root();
+        let name = format!(
+            "pct-{}-{}-{label}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        run(&format!("ip netns add {name}"));
+        run(&format!("ip -n {name} link set lo up"));
+        Self { name }
+    }
+
+    /// Its name, for `ip -n`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Connects two namespaces with a veth pair; the ends are made inside them.
+    pub fn connect(&self, link: &str, other: &Self, other_link: &str) {
+        let (a, b) = (&self.name, &other.name);
+        run(&format!(
+            "ip -n {a} link add {link} type veth peer name {other_link} netns {b}"
+        ));
+        run(&format!("ip -n {a} link set {link} up"));
+        run(&format!("ip -n {b} link set {other_link} up"));
+    }
+
+    /// Runs a command inside.
+    pub fn run(&self, line: &str) -> String {
+        run(&format!("ip netns exec {} {line}", self.name))
+    }
+
+    /// Calls a function on a thread that is inside.
+    pub fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
+        let file = File::open(format!("/run/netns/{}", self.name)).unwrap();
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                    inside()
+                })
+                .join()
+                .unwrap()
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
