@@ -5,5 +5,6 @@
 
 #![deny(unsafe_code)]
 
+pub mod config;
 pub mod policy;
 pub mod system;

@@ -9,4 +9,5 @@ pub mod firewall;
 pub mod keys;
 pub mod links;
 pub mod observation;
+pub mod readiness;
 pub mod ruleset;

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use portcullis_protocol::report::HostKey;
 use portcullis_protocol::{PublicKey, UserName};
 
+use super::ruleset::Ruleset;
+
 /// Something that was looked at, or why it could not be.
 pub type Observed<T> = Result<T, String>;
 
@@ -81,4 +83,43 @@ pub struct KeyState {
     pub installed: Observed<PathBuf>,
     /// Whether sshd said that it would accept it (RFC 4252 section 7, `SSH_MSG_USERAUTH_PK_OK`).
     pub accepted: Observed<bool>,
+}
+
+/// What was seen of the gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// What the kernel should hold.
+    pub planned: Ruleset,
+    /// What it holds; none if the table is missing.
+    pub held: Observed<Option<Ruleset>>,
+    /// Whether the last application succeeded.
+    pub applied: Observed<()>,
+    /// How often since the start somebody else's change had to be undone.
+    pub repaired: u64,
+}
+
+/// What a connection to our own endpoint negotiated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// Protocol version, for example `TLSv1_3`.
+    pub version: String,
+    /// Cipher suite, by its standard name.
+    pub cipher_suite: String,
+    /// Key exchange group.
+    pub key_exchange: String,
+}
+
+/// All that checks rest on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observations {
+    /// The gate.
+    pub gate: Gate,
+    /// systemd.
+    pub systemd: Systemd,
+    /// sshd.
+    pub sshd: Sshd,
+    /// The spec's keys; `Err` when no spec is accepted.
+    pub keys: Vec<KeyState>,
+    /// Our own endpoint.
+    pub tls: Observed<Tls>,
 }

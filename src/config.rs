@@ -1,0 +1,271 @@
+//! The image's settings: TOML files in, checked values out, once.
+//!
+//! `portcullis.toml` first, then `conf.d/*.toml` in the order of their names; a later value wins.
+//! May not live here: anything of the spec.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::policy::links::LinkSettings;
+
+/// Where the settings are, unless `--config` says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/portcullis/portcullis.toml";
+/// Where the control socket is, unless the settings or `--socket` say otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/portcullis/control.sock";
+
+/// Checked settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The spec as injected at first boot.
+    pub spec_file: PathBuf,
+    /// Durable state; root's, mode 0700.
+    pub state_dir: PathBuf,
+    /// The local control socket.
+    pub socket: PathBuf,
+    /// The owner's word on interfaces.
+    pub links: LinkSettings,
+    /// Whether users that the spec names are created when they are missing.
+    pub create_users: bool,
+    /// Where the HTTPS endpoint listens.
+    pub listen: SocketAddr,
+    /// Time between two reports when nothing changes: at least a second.
+    pub report_interval: Duration,
+    /// PEM file of the authorities that the report's receiver is checked against; the system's own
+    /// if there is none.
+    pub report_ca_file: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            spec_file: "/etc/portcullis/spec.json".into(),
+            state_dir: "/var/lib/portcullis".into(),
+            socket: DEFAULT_SOCKET.into(),
+            links: LinkSettings::default(),
+            create_users: false,
+            listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
+            report_interval: Duration::from_secs(300),
+            report_ca_file: None,
+        }
+    }
+}
+
+/// Settings that can't be used; nothing of them is.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", file.display())]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// Line, field and what is expected.
+    pub reason: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawFile {
+    paths: RawPaths,
+    firewall: RawFirewall,
+    keys: RawKeys,
+    health: RawHealth,
+    report: RawReport,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawPaths {
+    spec: Option<PathBuf>,
+    state: Option<PathBuf>,
+    socket: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawFirewall {
+    uplinks: Option<BTreeSet<String>>,
+    trusted_interfaces: Option<BTreeSet<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawKeys {
+    create_users: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawHealth {
+    listen: Option<SocketAddr>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawReport {
+    interval: Option<String>,
+    ca_file: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Reads the file and the `conf.d` beside it.
+    ///
+    /// # Errors
+    /// When a file can't be read or holds something that is not a setting. A missing default file
+    /// is no error; one that was named is.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut settings = Self::default();
+        let main = file.unwrap_or(Path::new(DEFAULT_FILE));
+        match std::fs::read_to_string(main) {
+            Ok(text) => settings.apply(&text).map_err(|reason| ConfigError { file: main.into(), reason })?,
+            Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => {}
+            Err(error) => return Err(ConfigError { file: main.into(), reason: error.to_string() }),
+        }
+        for path in drop_ins(main)? {
+            let text = std::fs::read_to_string(&path).map_err(|e| e.to_string());
+            text.and_then(|text| settings.apply(&text)).map_err(|reason| ConfigError { file: path, reason })?;
+        }
+        Ok(settings)
+    }
+
+    /// Takes over what a file says, or nothing of it.
+    fn apply(&mut self, text: &str) -> Result<(), String> {
+        let raw: RawFile = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
+        let mut new = self.clone();
+        set(&mut new.spec_file, absolute("paths.spec", raw.paths.spec)?);
+        set(&mut new.state_dir, absolute("paths.state", raw.paths.state)?);
+        set(&mut new.socket, absolute("paths.socket", raw.paths.socket)?);
+        set(&mut new.links.uplinks, interfaces("firewall.uplinks", raw.firewall.uplinks)?);
+        set(&mut new.links.trusted, interfaces("firewall.trusted_interfaces", raw.firewall.trusted_interfaces)?);
+        set(&mut new.create_users, raw.keys.create_users);
+        set(&mut new.listen, raw.health.listen);
+        set(&mut new.report_interval, raw.report.interval.map(|text| interval(&text)).transpose()?);
+        match raw.report.ca_file {
+            Some(path) if path.as_os_str().is_empty() => new.report_ca_file = None,
+            path => new.report_ca_file = absolute("report.ca_file", path)?.or(new.report_ca_file),
+        }
+        if new.listen.port() == 0 {
+            return Err("health.listen: port 0 can't be found by anybody".to_owned());
+        }
+        if let Some(name) = new.links.uplinks.intersection(&new.links.trusted).next() {
+            return Err(format!("firewall: {name:?} is both in uplinks and in trusted_interfaces"));
+        }
+        *self = new;
+        Ok(())
+    }
+}
+
+fn set<T>(target: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *target = value;
+    }
+}
+
+fn drop_ins(main: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let folder = main.parent().unwrap_or(Path::new("/")).join("conf.d");
+    let entries = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(ConfigError { file: folder, reason: error.to_string() }),
+    };
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+fn absolute(field: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, String> {
+    match path {
+        Some(path) if !path.is_absolute() => Err(format!("{field}: {path:?} is not an absolute path")),
+        path => Ok(path),
+    }
+}
+
+/// netdevice(7): 1 to 15 bytes without white space or `/`.
+fn interfaces(field: &str, names: Option<BTreeSet<String>>) -> Result<Option<BTreeSet<String>>, String> {
+    for name in names.iter().flatten() {
+        let well_formed = (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+        if !well_formed {
+            return Err(format!("{field}: {name:?} is not an interface name"));
+        }
+    }
+    Ok(names)
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let duration: Option<Duration> =
+        text.parse::<jiff::SignedDuration>().ok().and_then(|duration| duration.try_into().ok());
+    duration
+        .filter(|duration| *duration >= Duration::from_secs(1))
+        .ok_or_else(|| format!("report.interval: {text:?} is not a time of a second or more, like \"5m\" or \"30s\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings, String> {
+        let mut settings = Settings::default();
+        settings.apply(text).map(|()| settings)
+    }
+
+    #[test]
+    fn the_shipped_file_says_the_defaults() {
+        let shipped = include_str!("../packaging/portcullis.toml");
+        assert_eq!(read(shipped).unwrap(), Settings::default());
+        // Each commented default, uncommented, is accepted and changes nothing.
+        let uncommented: String = shipped
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        assert_eq!(read(&uncommented).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn errors_name_the_line_or_the_field() {
+        for (text, expected) in [
+            ("[firewall]\ncolour = 1", "line 2"),
+            ("[firewall]\nuplinks = [\"eth 0\"]", "firewall.uplinks: \"eth 0\""),
+            ("[paths]\nstate = \"x\"", "paths.state: \"x\" is not an absolute path"),
+            ("[report]\ninterval = \"soon\"", "report.interval: \"soon\""),
+            ("[report]\ninterval = \"-5m\"", "report.interval"),
+            ("[health]\nlisten = \"[::]:0\"", "health.listen"),
+            ("[firewall]\nuplinks = [\"a\"]\ntrusted_interfaces = [\"a\"]", "\"a\" is both"),
+            ("[keys", "line 1"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn drop_ins_come_later_and_win() {
+        let folder = tempfile::tempdir().unwrap();
+        let main = folder.path().join("portcullis.toml");
+        std::fs::write(&main, "[report]\ninterval = \"1m\"\n[firewall]\nuplinks = [\"a\"]").unwrap();
+        std::fs::create_dir(folder.path().join("conf.d")).unwrap();
+        std::fs::write(folder.path().join("conf.d/10.toml"), "[report]\ninterval = \"2m\"").unwrap();
+        std::fs::write(folder.path().join("conf.d/20.toml"), "[report]\ninterval = \"3m\"").unwrap();
+        let settings = Settings::load(Some(&main)).unwrap();
+        assert_eq!(settings.report_interval, Duration::from_secs(180));
+        assert_eq!(settings.links.uplinks, ["a".to_owned()].into());
+        std::fs::write(folder.path().join("conf.d/30.toml"), "nonsense").unwrap();
+        let error = Settings::load(Some(&main)).unwrap_err().to_string();
+        assert!(error.contains("conf.d/30.toml"), "{error}");
+        assert!(Settings::load(Some(&folder.path().join("absent.toml"))).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_written_by_a_stranger_panics(text in ".{0,200}") {
+            let _ = read(&text);
+        }
+    }
+}
