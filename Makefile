@@ -54,7 +54,7 @@ rpm: assets $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM) ## target/generate
 	@ls -l $(TARGET)/generate-rpm/portcullis-$(VERSION)-1.*.rpm
 
 .PHONY: demo
-demo: need-root setup deb ## The whole story on this machine, in throw-away local instances; needs root
+demo: need-root setup deb ## Launch, prove, change and end throw-away local instances on this machine; needs root
 	$(TARGET)/release/portcullisctl demo --deb $(DEB) --state-dir $(TARGET)/local
 
 .PHONY: schema
