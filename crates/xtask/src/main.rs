@@ -1,1 +1,80 @@
-fn main() {}
+//! Makes what ships beside the programs: man pages and shell completions, from the same definitions
+//! that parse the command lines. `make deb` runs it; by hand: `cargo run -p xtask -- assets OUTDIR`.
+//!
+//! May not live here: anything that an instance needs at run time.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use clap::{Command, Parser};
+use clap_complete::Shell;
+
+#[derive(Parser)]
+#[command(about = "Makes what ships beside the programs")]
+enum Task {
+    /// Writes man pages to OUTDIR/man and shell completions to OUTDIR/completions.
+    Assets {
+        /// An existing folder's content is made anew.
+        outdir: PathBuf,
+    },
+}
+
+fn main() -> io::Result<()> {
+    match Task::parse() {
+        Task::Assets { outdir } => write_assets(
+            &outdir,
+            [portcullis::cli::command(), portcullis_provision::cli::command()],
+        ),
+    }
+}
+
+fn write_assets(outdir: &Path, programs: impl IntoIterator<Item = Command>) -> io::Result<()> {
+    let man = empty_folder(outdir.join("man"))?;
+    let completions = empty_folder(outdir.join("completions"))?;
+    for program in programs {
+        // One page per subcommand, recursively: portcullis.1, portcullis-firewall.1, portcullis-firewall-add.1.
+        clap_mangen::generate_to(program.clone().disable_help_subcommand(true), &man)?;
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let name = program.get_name().to_owned();
+            clap_complete::generate_to(shell, &mut program.clone(), name, &completions)?;
+        }
+    }
+    Ok(())
+}
+
+/// Without what an earlier run left: a page of a command that is gone must not ship.
+fn empty_folder(path: PathBuf) -> io::Result<PathBuf> {
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => fs::create_dir_all(&path)?,
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_subcommand_has_a_page_and_old_pages_go() {
+        let out = std::env::temp_dir().join(format!("xtask-assets-{}", std::process::id()));
+        let gate = |sub| Command::new("gate").subcommand(Command::new("rule").subcommand(Command::new(sub)));
+        let names = |folder: &str| {
+            let mut names: Vec<_> = fs::read_dir(out.join(folder))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+
+        write_assets(&out, [gate("old")]).unwrap();
+        assert_eq!(names("man"), ["gate-rule-old.1", "gate-rule.1", "gate.1"]);
+        write_assets(&out, [gate("new")]).unwrap();
+        assert_eq!(names("man"), ["gate-rule-new.1", "gate-rule.1", "gate.1"]);
+        assert_eq!(names("completions"), ["_gate", "gate.bash", "gate.fish"]);
+        fs::remove_dir_all(&out).unwrap();
+    }
+}

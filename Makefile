@@ -1,0 +1,81 @@
+# The commands that people and CI run. `make help` lists them.
+# Nothing is written outside this folder, apart from the system packages that `make setup` installs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+VERSION := $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+ARCH = $(shell dpkg --print-architecture)
+DEB = $(TARGET)/debian/portcullis_$(VERSION)_$(ARCH).deb
+
+# Pinned: what packages look like must not change by itself.
+CARGO_DEB := 3.8.0
+CARGO_GENERATE_RPM := 0.21.1
+TOOLS := target/tools
+
+.PHONY: help
+help: ## List these commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+.PHONY: build
+build: ## Build both programs for development
+	cargo build --locked --workspace
+
+.PHONY: test
+test: need-root setup lint deb ## Everything that CI runs; needs root (real namespaces, real instances)
+	cargo test --locked --workspace
+
+.PHONY: lint
+lint: ## Formatting and lints
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: release
+release:
+	cargo build --release --locked --workspace
+
+.PHONY: assets
+assets: release
+	$(TARGET)/release/xtask assets $(TARGET)/release/assets
+	cp packaging/man/*.5 $(TARGET)/release/assets/man/
+	gzip -9nf $(TARGET)/release/assets/man/*
+
+.PHONY: deb
+deb: assets $(TOOLS)/cargo-deb-$(CARGO_DEB) ## target/debian/portcullis_<version>_<arch>.deb and target/release/portcullisctl
+	$(TOOLS)/bin/cargo-deb --no-build --no-strip --locked --output $(TARGET)/debian/
+	@ls -l $(DEB) $(TARGET)/release/portcullisctl
+
+.PHONY: rpm
+rpm: assets $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM) ## target/generate-rpm/portcullis-<version>-1.<arch>.rpm
+	$(TOOLS)/bin/cargo-generate-rpm --target-dir $(TARGET)
+	@ls -l $(TARGET)/generate-rpm/portcullis-$(VERSION)-1.*.rpm
+
+.PHONY: demo
+demo: need-root setup deb ## Launch, prove, change and end throw-away local instances on this machine; needs root
+	$(TARGET)/release/portcullisctl demo --deb $(DEB) --state-dir $(TARGET)/local
+
+.PHONY: schema
+schema: ## Write docs/schema anew from the types
+	UPDATE_SCHEMA=1 cargo test --locked -p portcullis-protocol shipped_schemas_are_current
+
+.PHONY: setup
+setup: ## Install the system packages that the rest needs (Debian, Ubuntu; as root)
+	packaging/setup
+
+.PHONY: need-root
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo 'This makes network namespaces and boots instances: run it as root (sudo -E make ...).' >&2; exit 3; }
+
+# The stamp's name has the version: another pin is another build.
+$(TOOLS)/cargo-deb-$(CARGO_DEB):
+	CARGO_TARGET_DIR=$(TOOLS)/build cargo install --locked --root $(TOOLS) cargo-deb@$(CARGO_DEB)
+	rm -rf $(TOOLS)/build
+	touch $@
+
+$(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
+	CARGO_TARGET_DIR=$(TOOLS)/build cargo install --locked --root $(TOOLS) cargo-generate-rpm@$(CARGO_GENERATE_RPM)
+	rm -rf $(TOOLS)/build
+	touch $@
