@@ -44,7 +44,10 @@ impl Expiry {
     fn option(self, end: Timestamp) -> String {
         let (end, zone) = match self {
             Self::Utc => (end, "Z"),
-            Self::AnyZone => (end.saturating_add(SignedDuration::from_hours(14)).unwrap_or(end), ""),
+            Self::AnyZone => (
+                end.saturating_add(SignedDuration::from_hours(14)).unwrap_or(end),
+                "",
+            ),
             Self::Unwritten => return String::new(),
         };
         format!("{EXPIRY_OPTION}{}{zone}\" ", end.strftime("%Y%m%d%H%M%S"))
@@ -246,7 +249,10 @@ mod tests {
             Just((false, format!("{}\n", KEYS[0]).into_bytes())),
             Just((false, b"\n".to_vec())),
             Just((false, b"\xff\xfe\r\n".to_vec())),
-            Just((false, format!("from=\"10.0.0.0/8\" {} own\n", KEYS[1]).into_bytes())),
+            Just((
+                false,
+                format!("from=\"10.0.0.0/8\" {} own\n", KEYS[1]).into_bytes()
+            )),
         ];
         vec(prop_oneof![ours, users], 0..16)
     }

@@ -5,5 +5,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod key_path;
 pub mod keys;
 pub mod observation;

@@ -3,6 +3,7 @@
 //! An observation that could not be made is an `Err` with the reason for the operator: never a
 //! default that looks like an answer.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use portcullis_protocol::report::HostKey;
@@ -32,8 +33,12 @@ pub struct Unit {
 /// sshd's effective configuration (`sshd -T`), as far as checks need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SshdConfig {
+    /// OpenSSH's version, major and minor; none if the program did not say one.
+    pub version: Option<(u16, u16)>,
     /// `port`, all of them.
     pub ports: Vec<u16>,
+    /// `listenaddress`, all of them, each with its port.
+    pub listen: Vec<SocketAddr>,
     /// `pubkeyauthentication`.
     pub pubkey: bool,
     /// `passwordauthentication`.
@@ -42,6 +47,8 @@ pub struct SshdConfig {
     pub keyboard_interactive: bool,
     /// `authorizedkeysfile`, unexpanded, in order.
     pub authorized_keys_files: Vec<String>,
+    /// `hostkey`, the files of the private host keys.
+    pub host_key_files: Vec<PathBuf>,
 }
 
 /// What a real SSH handshake showed.

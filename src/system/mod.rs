@@ -2,3 +2,7 @@
 //!
 //! May not live here: decisions. A function here does one thing, and says what it saw or why it
 //! could not.
+
+pub mod accounts;
+pub mod as_user;
+pub mod key_files;
