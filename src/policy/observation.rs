@@ -3,7 +3,7 @@
 //! An observation that could not be made is an `Err` with the reason for the operator: never a
 //! default that looks like an answer.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use portcullis_protocol::report::HostKey;
@@ -49,6 +49,21 @@ pub struct SshdConfig {
     pub authorized_keys_files: Vec<String>,
     /// `hostkey`, the files of the private host keys.
     pub host_key_files: Vec<PathBuf>,
+}
+
+impl SshdConfig {
+    /// Where this host itself reaches sshd: over loopback if it listens there; none if it listens nowhere.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        let local = |address: &SocketAddr| match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
+            _ => *address,
+        };
+        self.listen
+            .iter()
+            .map(local)
+            .min_by_key(|address| (!address.ip().is_loopback(), address.is_ipv6()))
+    }
 }
 
 /// What a real SSH handshake showed.

@@ -64,8 +64,8 @@ pub enum KeyFileError {
     #[error("{0:?} is not a folder: remove it")]
     NotAFolder(PathBuf),
     /// A second name leads to the same file.
-    #[error("{0:?} has {1} hard links: replace it by a copy of its own")]
-    HardLinks(PathBuf, u64),
+    #[error("{0:?} has a second hard link: replace it by a copy of its own")]
+    HardLink(PathBuf),
     /// Not a size that such a file has.
     #[error("{0:?} is larger than {MAX_FILE} bytes: shorten it")]
     TooLarge(PathBuf),
@@ -269,7 +269,7 @@ fn read(account: &Account, folder: &Folder, name: &OsStr) -> Result<Option<Old>>
         return Err(KeyFileError::NotAFile(path));
     }
     if stat.st_nlink > 1 {
-        return Err(KeyFileError::HardLinks(path, stat.st_nlink.into()));
+        return Err(KeyFileError::HardLink(path));
     }
     check(account, &fd, &path)?;
     let mut content = Vec::new();

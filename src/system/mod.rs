@@ -5,4 +5,7 @@
 
 pub mod accounts;
 pub mod as_user;
+pub mod command;
 pub mod key_files;
+pub mod ssh_probe;
+pub mod sshd;

@@ -147,7 +147,7 @@ fn what_is_not_a_file_of_the_users_own_is_refused() {
     let file = ssh_folder(&user).join("authorized_keys");
 
     fs::hard_link(&canary.file, &file).unwrap();
-    assert_refused(&user, "has 2 hard links");
+    assert_refused(&user, "has a second hard link");
     fs::remove_file(&file).unwrap();
 
     nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
