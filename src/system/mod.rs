@@ -9,3 +9,4 @@ pub mod command;
 pub mod key_files;
 pub mod ssh_probe;
 pub mod sshd;
+pub mod systemd;
