@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod firewall;
+pub mod key_path;
 pub mod keys;
 pub mod links;
 pub mod observation;

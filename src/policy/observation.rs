@@ -3,6 +3,7 @@
 //! An observation that could not be made is an `Err` with the reason for the operator: never a
 //! default that looks like an answer.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use portcullis_protocol::report::HostKey;
@@ -32,10 +33,14 @@ pub struct Unit {
 }
 
 /// sshd's effective configuration (`sshd -T`), as far as checks need it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SshdConfig {
+    /// OpenSSH's version, major and minor; none if the program did not say one.
+    pub version: Option<(u16, u16)>,
     /// `port`, all of them.
     pub ports: Vec<u16>,
+    /// `listenaddress`, all of them, each with its port.
+    pub listen: Vec<SocketAddr>,
     /// `pubkeyauthentication`.
     pub pubkey: bool,
     /// `passwordauthentication`.
@@ -44,6 +49,23 @@ pub struct SshdConfig {
     pub keyboard_interactive: bool,
     /// `authorizedkeysfile`, unexpanded, in order.
     pub authorized_keys_files: Vec<String>,
+    /// `hostkey`, the files of the private host keys.
+    pub host_key_files: Vec<PathBuf>,
+}
+
+impl SshdConfig {
+    /// Where this host itself reaches sshd: over loopback if it listens there; none if it listens nowhere.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        let local = |address: &SocketAddr| match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
+            _ => *address,
+        };
+        self.listen
+            .iter()
+            .map(local)
+            .min_by_key(|address| (!address.ip().is_loopback(), address.is_ipv6()))
+    }
 }
 
 /// What a real SSH handshake showed.

@@ -3,6 +3,16 @@
 //! May not live here: decisions. A function here does one thing, and says what it saw or why it
 //! could not.
 
+pub mod accounts;
+pub mod as_user;
+pub mod command;
+pub mod files;
+pub mod host;
+pub mod key_files;
 pub mod links;
 pub mod netlink;
 pub mod nftables;
+pub mod ssh_probe;
+pub mod sshd;
+pub mod systemd;
+pub mod watch;

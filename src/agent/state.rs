@@ -1,0 +1,164 @@
+//! What outlives the process: the accepted spec, and the users whose key files hold our lines.
+//!
+//! May not live here: deciding what is accepted (`super::Agent`).
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use portcullis_protocol::spec::MAX_SPEC_BYTES;
+use portcullis_protocol::{Spec, UserName};
+
+use crate::system::files;
+
+const SPEC_FILE: &str = "spec.json";
+const USERS_FILE: &str = "managed-users.json";
+const MAX_USERS_BYTES: usize = 1 << 20;
+
+/// State that can't be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file system's word.
+    #[error("{}: {error}{hint}", path.display(), hint = hint(error))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The file is there and is not what was written.
+    #[error("{}: damaged: {reason} (accept a spec again: `portcullis apply --spec FILE`, after moving this file away)", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => " (free some space; nothing was changed)",
+        io::ErrorKind::ReadOnlyFilesystem => " (mount it read-write; nothing was changed)",
+        io::ErrorKind::PermissionDenied => " (run as root)",
+        _ => "",
+    }
+}
+
+/// The state folder.
+#[derive(Clone, Debug)]
+pub struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// The store in a folder, which is made on the first write.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    /// The folder, made if it is missing, for root alone.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn folder(&self) -> Result<&Path, StateError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        made.map_err(|error| StateError::Io { path: self.folder.clone(), error })?;
+        Ok(&self.folder)
+    }
+
+    /// The accepted spec; `None` before the first.
+    ///
+    /// # Errors
+    /// When it is there and can't be read, or is damaged.
+    pub fn spec(&self) -> Result<Option<Spec>, StateError> {
+        let path = self.folder.join(SPEC_FILE);
+        let bytes = self.read(&path, MAX_SPEC_BYTES)?;
+        bytes
+            .map(|bytes| Spec::from_json(&bytes))
+            .transpose()
+            .map_err(|e| StateError::Damaged { path, reason: e.to_string() })
+    }
+
+    /// Makes this the accepted spec, durably.
+    ///
+    /// # Errors
+    /// When it can't be written; the old one then stands.
+    pub fn save_spec(&self, spec: &Spec) -> Result<(), StateError> {
+        self.write(SPEC_FILE, &spec.to_json())
+    }
+
+    /// Takes the accepted spec back to an older one, or to none.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn restore_spec(&self, spec: Option<&Spec>) -> Result<(), StateError> {
+        let path = self.folder.join(SPEC_FILE);
+        match spec {
+            Some(spec) => self.save_spec(spec),
+            None => fs::remove_file(&path).map_err(|error| StateError::Io { path, error }),
+        }
+    }
+
+    /// Users whose key files may hold lines of ours. An unreadable list is an empty one: then a
+    /// user who left the spec meanwhile is not cleaned up, which `portcullis check` can't miss for
+    /// those who stay.
+    pub fn users(&self) -> BTreeSet<UserName> {
+        let path = self.folder.join(USERS_FILE);
+        let bytes = self.read(&path, MAX_USERS_BYTES).ok().flatten().unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// Remembers them, durably.
+    ///
+    /// # Errors
+    /// When the list can't be written.
+    pub fn save_users(&self, users: &BTreeSet<UserName>) -> Result<(), StateError> {
+        // A set of checked names always makes JSON.
+        self.write(USERS_FILE, &serde_json::to_vec(users).unwrap_or_default())
+    }
+
+    fn read(&self, path: &Path, limit: usize) -> Result<Option<Vec<u8>>, StateError> {
+        files::read(path, limit).map_err(|error| StateError::Io { path: path.to_owned(), error })
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.folder()?.join(name);
+        files::replace(&path, bytes, 0o600).map_err(|error| StateError::Io { path, error })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accepted_spec_reads_back_and_damage_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(&folder.path().join("state"));
+        assert!(store.spec().unwrap().is_none());
+        let spec = Spec::from_json(include_bytes!("../../crates/portcullis-protocol/tests/spec-v1.json")).unwrap();
+        store.save_spec(&spec).unwrap();
+        assert_eq!(store.spec().unwrap(), Some(spec.clone()));
+        store.restore_spec(None).unwrap();
+        assert_eq!(store.spec().unwrap(), None);
+        store.save_spec(&spec).unwrap();
+        for damage in ["", "{", "{\"version\":9}"] {
+            fs::write(folder.path().join("state/spec.json"), damage).unwrap();
+            let error = store.spec().unwrap_err().to_string();
+            assert!(error.contains("spec.json: damaged"), "{error}");
+        }
+    }
+
+    #[test]
+    fn users_are_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        assert!(store.users().is_empty());
+        let users: BTreeSet<UserName> = ["a".parse().unwrap(), "b".parse().unwrap()].into();
+        store.save_users(&users).unwrap();
+        assert_eq!(store.users(), users);
+    }
+}

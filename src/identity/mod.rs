@@ -1,0 +1,192 @@
+//! Who the instance is, and who may ask it: the TLS key that never leaves it, and the proof that
+//! binds it to the enrolment token.
+//!
+//! May not live here: HTTP, sockets.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use portcullis_protocol::identity::{Identity, to_hex};
+use portcullis_protocol::report::HostKey;
+use portcullis_protocol::{Secret, Spec};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData};
+use rustls::RootCertStore;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::version::{TLS12, TLS13};
+
+use crate::system::files;
+
+const KEY_FILE: &str = "tls.key";
+const CERTIFICATE_FILE: &str = "tls.crt";
+/// A P-256 key and its certificate take under 1 kB each.
+const MAX_FILE: usize = 64 << 10;
+
+/// Makes ring the one TLS provider of the process. May be called more than once.
+pub fn install_tls_provider() {
+    // An error only says that it is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// The instance's TLS identity.
+pub struct TlsIdentity {
+    key: PrivateKeyDer<'static>,
+    certificate: CertificateDer<'static>,
+    /// SHA-256 of the SubjectPublicKeyInfo, lower-case hex: what callers pin.
+    pub spki_sha256: String,
+}
+
+impl TlsIdentity {
+    /// Loads the key from the state folder, or makes one there: it never leaves the instance.
+    ///
+    /// # Errors
+    /// When it can't be read or written. A key that is there and unusable is an error, not
+    /// replaced: callers have pinned it.
+    pub fn load_or_create(state: &Path) -> io::Result<Self> {
+        let (key_file, certificate_file) = (state.join(KEY_FILE), state.join(CERTIFICATE_FILE));
+        let named = |file: &Path, error: &dyn std::fmt::Display| {
+            io::Error::other(format!("{}: {error}", file.display()))
+        };
+        let key_pem = files::read(&key_file, MAX_FILE).map_err(|e| named(&key_file, &e))?;
+        let pair = match &key_pem {
+            Some(pem) => KeyPair::from_pem(&String::from_utf8_lossy(pem)).map_err(|e| named(&key_file, &e))?,
+            None => KeyPair::generate().map_err(io::Error::other)?,
+        };
+        if key_pem.is_none() {
+            files::replace(&key_file, pair.serialize_pem().as_bytes(), 0o600).map_err(|e| named(&key_file, &e))?;
+        }
+        let certificate = match files::read(&certificate_file, MAX_FILE).map_err(|e| named(&certificate_file, &e))? {
+            Some(pem) if key_pem.is_some() => {
+                CertificateDer::from_pem_slice(&pem).map_err(|e| named(&certificate_file, &e))?
+            }
+            _ => {
+                let certificate = self_signed(&pair).map_err(io::Error::other)?;
+                let pem = certificate.pem();
+                files::replace(&certificate_file, pem.as_bytes(), 0o644).map_err(|e| named(&certificate_file, &e))?;
+                certificate.der().clone()
+            }
+        };
+        let spki = ring::digest::digest(&ring::digest::SHA256, &pair.subject_public_key_info());
+        Ok(Self {
+            key: PrivatePkcs8KeyDer::from(pair.serialize_der()).into(),
+            certificate,
+            spki_sha256: to_hex(spki.as_ref()),
+        })
+    }
+
+    /// The TLS server: 1.3 preferred, 1.2 the floor (BREV-DATA-2). With an authority in the spec,
+    /// callers may show a certificate of it; one of another authority ends the handshake.
+    ///
+    /// # Errors
+    /// When the spec's `client_ca` is no usable certificate.
+    pub fn server_config(&self, spec: Option<&Spec>) -> Result<Arc<ServerConfig>, String> {
+        let builder = ServerConfig::builder_with_protocol_versions(&[&TLS13, &TLS12]);
+        let authority = spec.and_then(|s| s.control_plane.as_ref()).and_then(|c| c.client_ca.as_ref());
+        let builder = match authority {
+            Some(pem) => builder.with_client_cert_verifier(
+                WebPkiClientVerifier::builder(Arc::new(roots(pem)?))
+                    .allow_unauthenticated()
+                    .build()
+                    .map_err(|e| format!("control_plane.client_ca: {e}"))?,
+            ),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder
+            .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())
+            .map_err(|e| format!("the TLS key of the state folder can't be used: {e}"))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// The certificate, for a connection to ourselves.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// The identity document for a caller's nonce, bound by the enrolment token.
+    pub fn document(&self, instance: &str, host_keys: &[HostKey], nonce: &str, token: &Secret) -> Identity {
+        let mut identity = Identity {
+            instance: instance.to_owned(),
+            tls_spki_sha256: self.spki_sha256.clone(),
+            host_keys: host_keys.to_vec(),
+            nonce: nonce.to_owned(),
+            mac: String::new(),
+        };
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, token.expose().as_bytes());
+        identity.mac = to_hex(ring::hmac::sign(&key, &identity.message()).as_ref());
+        identity
+    }
+}
+
+/// Valid for as long as dates can be written: callers trust the pin, not the clock, which may be
+/// wrong at first boot.
+fn self_signed(pair: &KeyPair) -> Result<rcgen::Certificate, rcgen::Error> {
+    let mut params = CertificateParams::new(vec!["portcullis".to_owned()])?;
+    params.distinguished_name.push(rcgen::DnType::CommonName, "portcullis");
+    params.not_before = rcgen::date_time_ymd(1975, 1, 1);
+    params.not_after = rcgen::date_time_ymd(4096, 1, 1);
+    params.self_signed(pair)
+}
+
+fn roots(pem: &str) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|e| format!("control_plane.client_ca: {e:?}"))?;
+        roots.add(certificate).map_err(|e| format!("control_plane.client_ca: {e}"))?;
+    }
+    if roots.is_empty() {
+        return Err("control_plane.client_ca: there is no PEM certificate in it".to_owned());
+    }
+    Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_made_once_and_kept() {
+        install_tls_provider();
+        let state = tempfile::tempdir().unwrap();
+        let first = TlsIdentity::load_or_create(state.path()).unwrap();
+        let second = TlsIdentity::load_or_create(state.path()).unwrap();
+        assert_eq!(first.spki_sha256, second.spki_sha256);
+        assert_eq!(first.certificate, second.certificate);
+        assert!(first.server_config(None).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_key_is_an_error_that_names_it() {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::write(state.path().join(KEY_FILE), "nonsense").unwrap();
+        let error = TlsIdentity::load_or_create(state.path()).err().unwrap().to_string();
+        assert!(error.contains("tls.key"), "{error}");
+        assert_eq!(std::fs::read_to_string(state.path().join(KEY_FILE)).unwrap(), "nonsense");
+    }
+
+    #[test]
+    fn the_mac_depends_on_token_and_nonce() {
+        let state = tempfile::tempdir().unwrap();
+        let identity = TlsIdentity::load_or_create(state.path()).unwrap();
+        let mac = |nonce: &str, token: &str| identity.document("i", &[], nonce, &Secret::new(token)).mac;
+        assert_eq!(mac("n", "t"), mac("n", "t"));
+        assert_ne!(mac("n", "t"), mac("m", "t"));
+        assert_ne!(mac("n", "t"), mac("n", "u"));
+    }
+
+    #[test]
+    fn a_bad_authority_is_an_error_that_names_the_field() {
+        install_tls_provider();
+        let state = tempfile::tempdir().unwrap();
+        let identity = TlsIdentity::load_or_create(state.path()).unwrap();
+        let spec = Spec::from_json(
+            br#"{"version":1,"generation":1,"instance":{"id":"i"},"control_plane":{"client_ca":"x"}}"#,
+        )
+        .unwrap();
+        let error = identity.server_config(Some(&spec)).err().unwrap();
+        assert!(error.contains("control_plane.client_ca"), "{error}");
+    }
+}

@@ -1,0 +1,57 @@
+//! Logging: to journald with fields and stable message ids, else to standard error.
+//!
+//! May not live here: secrets, and text from outside in a message (it goes into a field, where a
+//! line end can't forge an entry).
+
+use std::io::IsTerminal;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Message ids (journald's `MESSAGE_ID`): fixed, so that `journalctl MESSAGE_ID=…` and alerts keep working.
+pub mod id {
+    /// The daemon has done its first reconcile.
+    pub const STARTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e01";
+    /// The daemon ends; the gate stays.
+    pub const STOPPED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e02";
+    /// A spec was accepted.
+    pub const SPEC_ACCEPTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e03";
+    /// A spec was refused; nothing changed.
+    pub const SPEC_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e04";
+    /// The kernel took a new ruleset.
+    pub const GATE_APPLIED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e05";
+    /// Somebody else changed our table, and it was put right.
+    pub const GATE_REPAIRED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e06";
+    /// The kernel refused the ruleset.
+    pub const GATE_FAILED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e07";
+    /// A user's key file was written.
+    pub const KEYS_WRITTEN: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e08";
+    /// A user's keys could not be put in place.
+    pub const KEYS_FAILED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e09";
+    /// The instance became ready, or is no longer.
+    pub const READINESS: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0a";
+    /// A report could not be delivered yet.
+    pub const REPORT_FAILED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0b";
+    /// Something that the daemon needs is missing; it goes on without.
+    pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
+}
+
+/// Starts logging. Under systemd, straight to the journal.
+pub fn start(verbose: bool) {
+    let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    match journal {
+        Some(journal) => {
+            let journal = journal.with_field_prefix(None).with_syslog_identifier("portcullis".to_owned());
+            let _ = tracing_subscriber::registry().with(level).with(journal).try_init();
+        }
+        None => {
+            let text = tracing_subscriber::fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_target(false);
+            let _ = tracing_subscriber::registry().with(level).with(text).try_init();
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The instance's users, as the name service knows them (passwd(5), nsswitch.conf(5)).
+//!
+//! May not live here: users' files, which users should exist.
+
+use std::ffi::CString;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::unistd::{self, User};
+use portcullis_protocol::UserName;
+use thiserror::Error;
+
+/// A user of this instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The login name.
+    pub name: UserName,
+    /// The user's number.
+    pub uid: u32,
+    /// The primary group's number.
+    pub gid: u32,
+    /// All groups, the primary one included.
+    pub groups: Vec<u32>,
+    /// The home folder; nothing says that it exists.
+    pub home: PathBuf,
+    /// The login shell; empty means `/bin/sh`.
+    pub shell: PathBuf,
+}
+
+impl Account {
+    /// Whether the shell is a real one: a key for an account that only says goodbye opens no session,
+    /// though sshd accepts it.
+    pub fn has_login_shell(&self) -> bool {
+        !matches!(
+            self.shell.file_name().and_then(|name| name.to_str()),
+            Some("nologin" | "false")
+        )
+    }
+}
+
+/// Why there is no account.
+#[derive(Debug, Error)]
+pub enum AccountError {
+    /// The name service knows no such user.
+    #[error("there is no user {0}: create it in the image, or set create_users = true")]
+    Unknown(UserName),
+    /// The name service did not answer.
+    #[error("can't look up the user {user}: {reason} (see /etc/nsswitch.conf)")]
+    Lookup {
+        /// Who was looked up.
+        user: UserName,
+        /// What the name service said.
+        reason: std::io::Error,
+    },
+    /// `useradd` did not make it.
+    #[error("can't create the user {user}: useradd: {reason}")]
+    Create {
+        /// Who was to be created.
+        user: UserName,
+        /// What `useradd` said.
+        reason: String,
+    },
+}
+
+/// Looks a user up. Blocks for as long as the name service takes (it may ask the network).
+pub fn lookup(user: &UserName) -> Result<Account, AccountError> {
+    let failed = |errno: nix::Error| AccountError::Lookup {
+        user: user.clone(),
+        reason: errno.into(),
+    };
+    let found = User::from_name(user.as_str())
+        .map_err(failed)?
+        .ok_or_else(|| AccountError::Unknown(user.clone()))?;
+    let name = CString::new(user.as_str()).map_err(|_| AccountError::Unknown(user.clone()))?;
+    let groups = unistd::getgrouplist(&name, found.gid).map_err(failed)?;
+    Ok(Account {
+        name: user.clone(),
+        uid: found.uid.as_raw(),
+        gid: found.gid.as_raw(),
+        groups: groups.into_iter().map(unistd::Gid::as_raw).collect(),
+        home: found.dir,
+        shell: found.shell,
+    })
+}
+
+/// Creates a user with a home, a group of the same name, bash, and a password that nothing matches.
+/// Blocks until `useradd` (useradd(8)) has ended.
+pub fn create(user: &UserName) -> Result<Account, AccountError> {
+    let failed = |reason: String| AccountError::Create {
+        user: user.clone(),
+        reason,
+    };
+    let output = Command::new("/usr/sbin/useradd")
+        .args(["--create-home", "--user-group", "--shell", "/bin/bash"])
+        // Not `!`, useradd's default: without PAM, sshd takes that for a locked account and refuses keys.
+        .args(["--password", "*", "--", user.as_str()])
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| failed(format!("{error} (install the package passwd or shadow-utils)")))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(format!(
+            "{} ({})",
+            said.trim().escape_debug(),
+            output.status
+        )));
+    }
+    lookup(user)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_known_and_a_stranger_is_not() {
+        let root = lookup(&"root".parse().unwrap()).unwrap();
+        assert_eq!((root.uid, root.gid, root.home), (0, 0, PathBuf::from("/root")));
+        assert!(root.groups.contains(&0));
+
+        let error = lookup(&"no-such-user-here".parse().unwrap()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("there is no user no-such-user-here"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn shells_that_let_nobody_in() {
+        let mut account = lookup(&"root".parse().unwrap()).unwrap();
+        for (shell, expected) in [
+            ("/bin/bash", true),
+            ("", true),
+            ("/usr/sbin/nologin", false),
+            ("/bin/false", false),
+        ] {
+            account.shell = shell.into();
+            assert_eq!(account.has_login_shell(), expected, "{shell}");
+        }
+    }
+}

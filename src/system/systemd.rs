@@ -1,0 +1,274 @@
+//! systemd over D-Bus: its state, sshd's units, and an event when they may have changed
+//! (org.freedesktop.systemd1(5)).
+//!
+//! May not live here: which state is good, when to look again.
+
+use std::future::poll_fn;
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::time::timeout;
+use zbus::export::futures_core::Stream;
+use zbus::message::Type;
+use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, fdo};
+
+use super::command::{ask, said};
+use crate::policy::observation::{Observed, Systemd, Unit};
+
+/// What sshd's units are called: Debian says ssh, the others sshd; a socket starts the service on demand.
+const SSHD_UNITS: [&str; 4] = ["ssh.service", "sshd.service", "ssh.socket", "sshd.socket"];
+
+const SYSTEMCTL: &str = "/usr/bin/systemctl";
+
+const MANAGER: &str = "org.freedesktop.systemd1";
+const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER_INTERFACE: &str = "org.freedesktop.systemd1.Manager";
+
+/// How long the bus, or systemd on it, may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A row of `ListUnitsByNames`: name, description, load state, active state, sub state, followed unit,
+/// path, job number, job type, job path.
+type UnitRow = (
+    String,
+    String,
+    String,
+    String,
+    String,
+    String,
+    OwnedObjectPath,
+    u32,
+    String,
+    OwnedObjectPath,
+);
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1"
+)]
+trait Manager {
+    /// The overall state. systemd sends no signal when it changes, so it must not be cached.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn system_state(&self) -> zbus::Result<String>;
+
+    /// Makes systemd send signals, until this connection ends.
+    fn subscribe(&self) -> zbus::Result<()>;
+
+    /// These units, loaded or not.
+    fn list_units_by_names(&self, names: &[&str]) -> zbus::Result<Vec<UnitRow>>;
+}
+
+/// Asks systemd how it is, over D-Bus and through its own program.
+pub async fn observe() -> Systemd {
+    let (manager_state, systemctl) = tokio::join!(manager_state(), systemctl_state(Path::new(SYSTEMCTL)));
+    Systemd {
+        manager_state,
+        systemctl,
+    }
+}
+
+/// The service and socket units of sshd that are loaded; empty if none is.
+pub async fn sshd_units() -> Observed<Vec<Unit>> {
+    answered("list units", async {
+        let bus = Connection::system().await?;
+        ManagerProxy::new(&bus)
+            .await?
+            .list_units_by_names(&SSHD_UNITS)
+            .await
+    })
+    .await
+    .map(loaded)
+}
+
+/// Sends an event when a unit of sshd, or systemd's own state, may have changed. Returns when nobody
+/// receives any more.
+///
+/// Each change comes several times; events that nobody took yet are one, so give it a channel that holds
+/// one. What changed before this is ready is not told: an event is sent as soon as it is.
+///
+/// # Errors
+/// There is no bus or no systemd on it, or the connection ended. The caller tries again later.
+pub async fn watch_units(events: &mpsc::Sender<()>) -> Result<(), String> {
+    let (_bus, mut signals) = answered("subscribe", subscribe()).await?;
+    loop {
+        match events.try_send(()) {
+            Ok(()) | Err(TrySendError::Full(())) => {}
+            Err(TrySendError::Closed(())) => return Ok(()),
+        }
+        tokio::select! {
+            signal = next_signal(&mut signals) => signal?,
+            () = events.closed() => return Ok(()),
+        }
+    }
+}
+
+async fn manager_state() -> Observed<String> {
+    answered("tell its state", async {
+        let bus = Connection::system().await?;
+        ManagerProxy::new(&bus).await?.system_state().await
+    })
+    .await
+}
+
+/// The word that `systemctl is-system-running` prints (systemctl(1)); its status only says whether that
+/// word is `running`.
+async fn systemctl_state(program: &Path) -> Observed<String> {
+    let output = ask(program, ["is-system-running"]).await?;
+    match String::from_utf8_lossy(&output.stdout).trim() {
+        "" => Err(format!("systemctl is-system-running: {}", said(&output))),
+        word => Ok(word.escape_debug().to_string()),
+    }
+}
+
+/// Waits for an answer of systemd, with a reason if there is none.
+async fn answered<T>(what: &str, answer: impl Future<Output = zbus::Result<T>>) -> Result<T, String> {
+    match timeout(TIMEOUT, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(format!("systemd can't {what} over D-Bus: {error}")),
+        Err(_) => Err(format!(
+            "systemd did not {what} over D-Bus within {} s",
+            TIMEOUT.as_secs()
+        )),
+    }
+}
+
+fn loaded(rows: Vec<UnitRow>) -> Vec<Unit> {
+    let mut units: Vec<Unit> = rows
+        .into_iter()
+        .filter(|(_, _, load_state, ..)| load_state == "loaded")
+        .map(|(name, _, _, active_state, ..)| Unit { name, active_state })
+        .collect();
+    // A unit answers to its alias under its own name (Debian: sshd.service is ssh.service).
+    units.sort_by(|a, b| a.name.cmp(&b.name));
+    units.dedup_by(|a, b| a.name == b.name);
+    units
+}
+
+async fn subscribe() -> zbus::Result<(Connection, MessageStream)> {
+    let bus = Connection::system().await?;
+    let signals = MessageStream::from(&bus);
+    let dbus = fdo::DBusProxy::new(&bus).await?;
+    for rule in match_rules()? {
+        dbus.add_match_rule(rule).await?;
+    }
+    ManagerProxy::new(&bus).await?.subscribe().await?;
+    Ok((bus, signals))
+}
+
+/// The units' own changes, and those of the manager: jobs that ended (a failed one degrades it), units
+/// read anew, and the end of the boot.
+fn match_rules() -> zbus::Result<Vec<MatchRule<'static>>> {
+    let signal = || MatchRule::builder().msg_type(Type::Signal).sender(MANAGER);
+    let changed = SSHD_UNITS.map(|unit| {
+        signal()
+            .path(unit_path(unit))
+            .interface("org.freedesktop.DBus.Properties")
+            .member("PropertiesChanged")
+    });
+    let manager = ["JobRemoved", "Reloading", "StartupFinished"].map(|member| {
+        signal()
+            .path(MANAGER_PATH)
+            .interface(MANAGER_INTERFACE)
+            .member(member)
+    });
+    changed
+        .into_iter()
+        .chain(manager)
+        .map(|rule| rule.build())
+        .collect()
+}
+
+/// The object of a unit, loaded or not: what is not a letter or digit is `_` and two hex digits.
+fn unit_path(name: &str) -> String {
+    let escaped: String = name
+        .bytes()
+        .map(|byte| match byte {
+            byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+            byte => format!("_{byte:02x}"),
+        })
+        .collect();
+    format!("{MANAGER_PATH}/unit/{escaped}")
+}
+
+async fn next_signal(messages: &mut MessageStream) -> Result<(), String> {
+    loop {
+        match poll_fn(|context| Pin::new(&mut *messages).poll_next(context)).await {
+            // Answers to our own calls come here too.
+            Some(Ok(message)) if message.message_type() != Type::Signal => {}
+            Some(Ok(_)) => return Ok(()),
+            Some(Err(error)) => return Err(format!("the connection to D-Bus failed: {error}")),
+            None => return Err("D-Bus closed the connection".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn row(name: &str, load_state: &str, active_state: &str) -> UnitRow {
+        let path = || OwnedObjectPath::try_from("/").unwrap();
+        let text = str::to_owned;
+        (
+            text(name),
+            text(""),
+            text(load_state),
+            text(active_state),
+            text(""),
+            text(""),
+            path(),
+            0,
+            text(""),
+            path(),
+        )
+    }
+
+    #[test]
+    fn only_loaded_units_and_each_once() {
+        let units = loaded(vec![
+            row("ssh.service", "loaded", "inactive"),
+            row("ssh.service", "loaded", "inactive"),
+            row("ssh.socket", "loaded", "active"),
+            row("sshd.socket", "not-found", "inactive"),
+        ]);
+        let unit = |name: &str, state: &str| Unit {
+            name: name.to_owned(),
+            active_state: state.to_owned(),
+        };
+        assert_eq!(
+            units,
+            [unit("ssh.service", "inactive"), unit("ssh.socket", "active")]
+        );
+    }
+
+    #[test]
+    fn units_have_paths_before_they_are_loaded() {
+        assert_eq!(
+            unit_path("ssh.service"),
+            "/org/freedesktop/systemd1/unit/ssh_2eservice"
+        );
+        assert_eq!(match_rules().unwrap().len(), 7);
+    }
+
+    #[tokio::test]
+    async fn the_word_of_systemctl_counts_and_not_its_status() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("systemctl");
+        for (script, expected) in [
+            ("echo degraded; exit 1", Ok("degraded".to_owned())),
+            (
+                "echo no bus >&2; exit 1",
+                Err("systemctl is-system-running: no bus".to_owned()),
+            ),
+        ] {
+            std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+            assert_eq!(systemctl_state(&program).await, expected);
+        }
+    }
+}

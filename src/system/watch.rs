@@ -1,0 +1,162 @@
+//! Waiting for files to change: inotify(7), awaited.
+//!
+//! Folders are watched, not files: a file that is replaced by a rename, or not there yet, is seen too.
+//! May not live here: what a change means.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use tokio::io::unix::AsyncFd;
+
+/// What a place was watched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Topic {
+    /// The injected spec.
+    Spec,
+    /// Users of the system.
+    Accounts,
+    /// sshd's configuration and host keys.
+    Sshd,
+    /// Users' key files and the folders above them.
+    Keys,
+}
+
+/// A folder, and the names in it that matter; none: all of them, and the folder itself.
+type Place = (Topic, Option<BTreeSet<OsString>>);
+
+struct Descriptor(Inotify);
+
+impl AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// Watches folders.
+pub struct Watch {
+    inotify: AsyncFd<Descriptor>,
+    folders: BTreeMap<PathBuf, WatchDescriptor>,
+    places: Vec<(WatchDescriptor, Place)>,
+}
+
+impl Watch {
+    /// Starts.
+    ///
+    /// # Errors
+    /// When the kernel gives no more inotify instances (`fs.inotify.max_user_instances`).
+    pub fn new() -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let inotify = AsyncFd::new(Descriptor(inotify))?;
+        Ok(Self { inotify, folders: BTreeMap::new(), places: Vec::new() })
+    }
+
+    /// Watches one file, there or not yet, in a folder that must be there.
+    ///
+    /// # Errors
+    /// When the folder can't be watched.
+    pub fn file(&mut self, topic: Topic, path: &Path) -> io::Result<()> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let name = path.file_name().unwrap_or_default().to_owned();
+        self.add(folder, (topic, Some([name].into())))
+    }
+
+    /// Watches a folder with all that is directly in it.
+    ///
+    /// # Errors
+    /// When the folder can't be watched.
+    pub fn folder(&mut self, topic: Topic, path: &Path) -> io::Result<()> {
+        self.add(path, (topic, None))
+    }
+
+    fn add(&mut self, folder: &Path, place: Place) -> io::Result<()> {
+        let flags = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVE
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_ONLYDIR;
+        let watch = self.inotify.get_ref().0.add_watch(folder, flags)?;
+        self.folders.insert(folder.to_owned(), watch);
+        if !self.places.contains(&(watch, place.clone())) {
+            self.places.push((watch, place));
+        }
+        Ok(())
+    }
+
+    /// Waits until something changed, and says for which topics. Lost events count as a change of all.
+    ///
+    /// # Errors
+    /// As read(2).
+    pub async fn changed(&mut self) -> io::Result<BTreeSet<Topic>> {
+        loop {
+            let mut ready = self.inotify.readable().await?;
+            let events = match ready.get_inner().0.read_events() {
+                Ok(events) => events,
+                Err(Errno::EAGAIN) => {
+                    ready.clear_ready();
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let mut topics = BTreeSet::new();
+            for event in events {
+                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                    topics.extend([Topic::Spec, Topic::Accounts, Topic::Sshd, Topic::Keys]);
+                }
+                for (watch, (topic, names)) in &self.places {
+                    let concerns = match (names, &event.name) {
+                        (Some(names), Some(name)) => names.contains(name),
+                        (Some(_), None) => false,
+                        (None, _) => true,
+                    };
+                    if *watch == event.wd && concerns {
+                        topics.insert(*topic);
+                    }
+                }
+                if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                    // The folder is gone; the number may be given to another one.
+                    self.places.retain(|(watch, _)| *watch != event.wd);
+                    self.folders.retain(|_, watch| *watch != event.wd);
+                }
+            }
+            if !topics.is_empty() {
+                return Ok(topics);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_file_is_seen_when_it_comes_and_others_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new().unwrap();
+        watch.file(Topic::Spec, &folder.path().join("spec.json")).unwrap();
+        std::fs::write(folder.path().join("other"), "x").unwrap();
+        std::fs::write(folder.path().join("new"), "x").unwrap();
+        std::fs::rename(folder.path().join("new"), folder.path().join("spec.json")).unwrap();
+        assert_eq!(watch.changed().await.unwrap(), [Topic::Spec].into());
+        let more = tokio::time::timeout(std::time::Duration::from_millis(20), watch.changed()).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_change_of_mode_is_seen() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new().unwrap();
+        watch.folder(Topic::Keys, folder.path()).unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o770)).unwrap();
+        assert_eq!(watch.changed().await.unwrap(), [Topic::Keys].into());
+    }
+}
