@@ -1,0 +1,97 @@
+//! The local control socket: one JSON document a line, for root alone.
+//!
+//! May not live here: what a request does (`super::Agent`).
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use portcullis_protocol::control::{Answer, MAX_LINE, Refusal, Request};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+/// Longest time for a caller to say what it wants.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+
+/// A request, and where its answer goes.
+pub type Call = (Request, oneshot::Sender<Answer>);
+
+/// Binds the socket; only root may connect. One that a dead daemon left is replaced.
+///
+/// # Errors
+/// When the folder can't be made or the socket not be bound; `AddrInUse` when a daemon answers there.
+pub async fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another portcullis is running"));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until the task is dropped.
+pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let calls = calls.clone();
+        tokio::spawn(async move {
+            let _ = serve_one(stream, calls).await;
+        });
+    }
+}
+
+async fn serve_one(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
+    // The mode of the socket says so already; a descriptor that was passed on would not.
+    let is_root = stream.peer_cred()?.uid() == 0;
+    let (reader, mut writer) = stream.into_split();
+    let mut line = Vec::new();
+    let mut reader = BufReader::new(reader).take(MAX_LINE as u64);
+    let read = tokio::time::timeout(REQUEST_TIME, reader.read_until(b'\n', &mut line)).await;
+    read.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let answer = match serde_json::from_slice::<Request>(&line) {
+        _ if !is_root => refused(Refusal::NotPermitted, "only root may use the control socket"),
+        Ok(request) => ask(request, &calls).await,
+        Err(error) => refused(Refusal::BadInput, error.to_string()),
+    };
+    // Answers have no failing serializers.
+    let mut bytes = serde_json::to_vec(&answer).unwrap_or_default();
+    bytes.push(b'\n');
+    writer.write_all(&bytes).await
+}
+
+async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Answer {
+    let (sender, receiver) = oneshot::channel();
+    if calls.send((request, sender)).await.is_ok()
+        && let Ok(answer) = receiver.await
+    {
+        return answer;
+    }
+    refused(Refusal::Failed, "the daemon is stopping")
+}
+
+/// A refusal.
+pub fn refused(kind: Refusal, message: impl Into<String>) -> Answer {
+    Answer::Refused { kind, message: message.into() }
+}
+
+/// Asks the daemon.
+///
+/// # Errors
+/// When no daemon listens there, or it does not answer.
+pub async fn call(path: &Path, request: &Request) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(path).await?;
+    let mut bytes = serde_json::to_vec(request).map_err(io::Error::other)?;
+    bytes.push(b'\n');
+    stream.write_all(&bytes).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    serde_json::from_slice(&answer).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
