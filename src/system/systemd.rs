@@ -29,7 +29,7 @@ const MANAGER_INTERFACE: &str = "org.freedesktop.systemd1.Manager";
 /// How long the bus, or systemd on it, may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A row of `ListUnitsByNames`: name, description, load state, active state, sub state, followed unit,
+/// A row of `ListUnitsByPatterns`: name, description, load state, active state, sub state, followed unit,
 /// path, job number, job type, job path.
 type UnitRow = (
     String,
@@ -57,8 +57,9 @@ trait Manager {
     /// Makes systemd send signals, until this connection ends.
     fn subscribe(&self) -> zbus::Result<()>;
 
-    /// These units, loaded or not.
-    fn list_units_by_names(&self, names: &[&str]) -> zbus::Result<Vec<UnitRow>>;
+    /// Units in memory. Unlike `ListUnitsByNames` and `LoadUnit`, this loads none: loading one that does
+    /// not exist sends signals, and whoever looks because of a signal would look for ever.
+    fn list_units_by_patterns(&self, states: &[&str], names: &[&str]) -> zbus::Result<Vec<UnitRow>>;
 }
 
 /// Asks systemd how it is, over D-Bus and through its own program.
@@ -70,13 +71,14 @@ pub async fn observe() -> Systemd {
     }
 }
 
-/// The service and socket units of sshd that are loaded; empty if none is.
+/// The service and socket units of sshd that are loaded; empty if none is. systemd forgets a unit that is
+/// neither active nor failed nor wanted by another one.
 pub async fn sshd_units() -> Observed<Vec<Unit>> {
     answered("list units", async {
         let bus = Connection::system().await?;
         ManagerProxy::new(&bus)
             .await?
-            .list_units_by_names(&SSHD_UNITS)
+            .list_units_by_patterns(&[], &SSHD_UNITS)
             .await
     })
     .await
@@ -141,9 +143,7 @@ fn loaded(rows: Vec<UnitRow>) -> Vec<Unit> {
         .filter(|(_, _, load_state, ..)| load_state == "loaded")
         .map(|(name, _, _, active_state, ..)| Unit { name, active_state })
         .collect();
-    // A unit answers to its alias under its own name (Debian: sshd.service is ssh.service).
     units.sort_by(|a, b| a.name.cmp(&b.name));
-    units.dedup_by(|a, b| a.name == b.name);
     units
 }
 
@@ -229,11 +229,10 @@ mod tests {
     }
 
     #[test]
-    fn only_loaded_units_and_each_once() {
+    fn only_loaded_units() {
         let units = loaded(vec![
-            row("ssh.service", "loaded", "inactive"),
-            row("ssh.service", "loaded", "inactive"),
             row("ssh.socket", "loaded", "active"),
+            row("ssh.service", "loaded", "inactive"),
             row("sshd.socket", "not-found", "inactive"),
         ]);
         let unit = |name: &str, state: &str| Unit {
