@@ -119,13 +119,22 @@ impl Settings {
         let mut settings = Self::default();
         let main = file.unwrap_or(Path::new(DEFAULT_FILE));
         match std::fs::read_to_string(main) {
-            Ok(text) => settings.apply(&text).map_err(|reason| ConfigError { file: main.into(), reason })?,
+            Ok(text) => settings.apply(&text).map_err(|reason| ConfigError {
+                file: main.into(),
+                reason,
+            })?,
             Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => {}
-            Err(error) => return Err(ConfigError { file: main.into(), reason: error.to_string() }),
+            Err(error) => {
+                return Err(ConfigError {
+                    file: main.into(),
+                    reason: error.to_string(),
+                });
+            }
         }
         for path in drop_ins(main)? {
             let text = std::fs::read_to_string(&path).map_err(|e| e.to_string());
-            text.and_then(|text| settings.apply(&text)).map_err(|reason| ConfigError { file: path, reason })?;
+            text.and_then(|text| settings.apply(&text))
+                .map_err(|reason| ConfigError { file: path, reason })?;
         }
         Ok(settings)
     }
@@ -137,11 +146,20 @@ impl Settings {
         set(&mut new.spec_file, absolute("paths.spec", raw.paths.spec)?);
         set(&mut new.state_dir, absolute("paths.state", raw.paths.state)?);
         set(&mut new.socket, absolute("paths.socket", raw.paths.socket)?);
-        set(&mut new.links.uplinks, interfaces("firewall.uplinks", raw.firewall.uplinks)?);
-        set(&mut new.links.trusted, interfaces("firewall.trusted_interfaces", raw.firewall.trusted_interfaces)?);
+        set(
+            &mut new.links.uplinks,
+            interfaces("firewall.uplinks", raw.firewall.uplinks)?,
+        );
+        set(
+            &mut new.links.trusted,
+            interfaces("firewall.trusted_interfaces", raw.firewall.trusted_interfaces)?,
+        );
         set(&mut new.create_users, raw.keys.create_users);
         set(&mut new.listen, raw.health.listen);
-        set(&mut new.report_interval, raw.report.interval.map(|text| interval(&text)).transpose()?);
+        set(
+            &mut new.report_interval,
+            raw.report.interval.map(|text| interval(&text)).transpose()?,
+        );
         match raw.report.ca_file {
             Some(path) if path.as_os_str().is_empty() => new.report_ca_file = None,
             path => new.report_ca_file = absolute("report.ca_file", path)?.or(new.report_ca_file),
@@ -150,7 +168,9 @@ impl Settings {
             return Err("health.listen: port 0 can't be found by anybody".to_owned());
         }
         if let Some(name) = new.links.uplinks.intersection(&new.links.trusted).next() {
-            return Err(format!("firewall: {name:?} is both in uplinks and in trusted_interfaces"));
+            return Err(format!(
+                "firewall: {name:?} is both in uplinks and in trusted_interfaces"
+            ));
         }
         *self = new;
         Ok(())
@@ -168,7 +188,12 @@ fn drop_ins(main: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let entries = match std::fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(ConfigError { file: folder, reason: error.to_string() }),
+        Err(error) => {
+            return Err(ConfigError {
+                file: folder,
+                reason: error.to_string(),
+            });
+        }
     };
     let mut files: Vec<PathBuf> = entries
         .filter_map(|entry| entry.ok().map(|e| e.path()))
@@ -188,7 +213,8 @@ fn absolute(field: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, Strin
 /// netdevice(7): 1 to 15 bytes without white space or `/`.
 fn interfaces(field: &str, names: Option<BTreeSet<String>>) -> Result<Option<BTreeSet<String>>, String> {
     for name in names.iter().flatten() {
-        let well_formed = (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+        let well_formed =
+            (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
         if !well_formed {
             return Err(format!("{field}: {name:?} is not an interface name"));
         }
@@ -197,11 +223,15 @@ fn interfaces(field: &str, names: Option<BTreeSet<String>>) -> Result<Option<BTr
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
-    let duration: Option<Duration> =
-        text.parse::<jiff::SignedDuration>().ok().and_then(|duration| duration.try_into().ok());
+    let duration: Option<Duration> = text
+        .parse::<jiff::SignedDuration>()
+        .ok()
+        .and_then(|duration| duration.try_into().ok());
     duration
         .filter(|duration| *duration >= Duration::from_secs(1))
-        .ok_or_else(|| format!("report.interval: {text:?} is not a time of a second or more, like \"5m\" or \"30s\""))
+        .ok_or_else(|| {
+            format!("report.interval: {text:?} is not a time of a second or more, like \"5m\" or \"30s\"")
+        })
 }
 
 #[cfg(test)]
@@ -233,11 +263,17 @@ mod tests {
         for (text, expected) in [
             ("[firewall]\ncolour = 1", "line 2"),
             ("[firewall]\nuplinks = [\"eth 0\"]", "firewall.uplinks: \"eth 0\""),
-            ("[paths]\nstate = \"x\"", "paths.state: \"x\" is not an absolute path"),
+            (
+                "[paths]\nstate = \"x\"",
+                "paths.state: \"x\" is not an absolute path",
+            ),
             ("[report]\ninterval = \"soon\"", "report.interval: \"soon\""),
             ("[report]\ninterval = \"-5m\"", "report.interval"),
             ("[health]\nlisten = \"[::]:0\"", "health.listen"),
-            ("[firewall]\nuplinks = [\"a\"]\ntrusted_interfaces = [\"a\"]", "\"a\" is both"),
+            (
+                "[firewall]\nuplinks = [\"a\"]\ntrusted_interfaces = [\"a\"]",
+                "\"a\" is both",
+            ),
             ("[keys", "line 1"),
         ] {
             let error = read(text).unwrap_err();
@@ -249,10 +285,22 @@ mod tests {
     fn drop_ins_come_later_and_win() {
         let folder = tempfile::tempdir().unwrap();
         let main = folder.path().join("portcullis.toml");
-        std::fs::write(&main, "[report]\ninterval = \"1m\"\n[firewall]\nuplinks = [\"a\"]").unwrap();
+        std::fs::write(
+            &main,
+            "[report]\ninterval = \"1m\"\n[firewall]\nuplinks = [\"a\"]",
+        )
+        .unwrap();
         std::fs::create_dir(folder.path().join("conf.d")).unwrap();
-        std::fs::write(folder.path().join("conf.d/10.toml"), "[report]\ninterval = \"2m\"").unwrap();
-        std::fs::write(folder.path().join("conf.d/20.toml"), "[report]\ninterval = \"3m\"").unwrap();
+        std::fs::write(
+            folder.path().join("conf.d/10.toml"),
+            "[report]\ninterval = \"2m\"",
+        )
+        .unwrap();
+        std::fs::write(
+            folder.path().join("conf.d/20.toml"),
+            "[report]\ninterval = \"3m\"",
+        )
+        .unwrap();
         let settings = Settings::load(Some(&main)).unwrap();
         assert_eq!(settings.report_interval, Duration::from_secs(180));
         assert_eq!(settings.links.uplinks, ["a".to_owned()].into());

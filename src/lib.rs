@@ -5,6 +5,11 @@
 
 #![deny(unsafe_code)]
 
+pub mod agent;
+pub mod cli;
 pub mod config;
+pub mod health;
+pub mod identity;
+pub mod log;
 pub mod policy;
 pub mod system;

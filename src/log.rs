@@ -39,12 +39,21 @@ pub mod id {
 
 /// Starts logging. Under systemd, straight to the journal.
 pub fn start(verbose: bool) {
-    let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    let level = if verbose {
+        LevelFilter::DEBUG
+    } else {
+        LevelFilter::INFO
+    };
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     match journal {
         Some(journal) => {
-            let journal = journal.with_field_prefix(None).with_syslog_identifier("portcullis".to_owned());
-            let _ = tracing_subscriber::registry().with(level).with(journal).try_init();
+            let journal = journal
+                .with_field_prefix(None)
+                .with_syslog_identifier("portcullis".to_owned());
+            let _ = tracing_subscriber::registry()
+                .with(level)
+                .with(journal)
+                .try_init();
         }
         None => {
             let text = tracing_subscriber::fmt::layer()

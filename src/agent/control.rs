@@ -27,7 +27,10 @@ pub async fn bind(path: &Path) -> io::Result<UnixListener> {
         std::fs::create_dir_all(folder)?;
     }
     if UnixStream::connect(path).await.is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another portcullis is running"));
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another portcullis is running",
+        ));
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -79,7 +82,10 @@ async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Answer {
 
 /// A refusal.
 pub fn refused(kind: Refusal, message: impl Into<String>) -> Answer {
-    Answer::Refused { kind, message: message.into() }
+    Answer::Refused {
+        kind,
+        message: message.into(),
+    }
 }
 
 /// Asks the daemon.

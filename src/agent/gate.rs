@@ -29,7 +29,12 @@ impl Gatekeeper {
     /// A gatekeeper that has done nothing yet.
     pub fn new(settings: &Settings) -> Self {
         let links = settings.links.clone();
-        Self { links, health_port: settings.listen.port(), applied: None, repaired: 0 }
+        Self {
+            links,
+            health_port: settings.listen.port(),
+            applied: None,
+            repaired: 0,
+        }
     }
 
     /// What the kernel should hold for this spec, now. Links that can't be read count as uplinks.
@@ -39,14 +44,25 @@ impl Gatekeeper {
             Vec::new()
         });
         let internal = links::internal(&links, &self.links);
-        ruleset(Inputs { spec, internal: &internal, health_port: self.health_port })
+        ruleset(Inputs {
+            spec,
+            internal: &internal,
+            health_port: self.health_port,
+        })
     }
 
     /// Looks, without changing anything.
     pub fn observe(&self, spec: Option<&Spec>) -> observation::Gate {
         let planned = self.plan(spec);
-        let held = Nftables::open().and_then(|mut nftables| nftables.read()).map_err(|e| e.to_string());
-        observation::Gate { planned, held, applied: Ok(()), repaired: self.repaired }
+        let held = Nftables::open()
+            .and_then(|mut nftables| nftables.read())
+            .map_err(|e| e.to_string());
+        observation::Gate {
+            planned,
+            held,
+            applied: Ok(()),
+            repaired: self.repaired,
+        }
     }
 
     /// Makes the kernel hold what the spec says, in one transaction, and reads it back. A kernel
@@ -62,9 +78,17 @@ impl Gatekeeper {
         };
         match &applied {
             Ok(()) => self.applied = Some(planned.clone()),
-            Err(reason) => error!(MESSAGE_ID = id::GATE_FAILED, reason, "the gate could not be applied"),
+            Err(reason) => error!(
+                MESSAGE_ID = id::GATE_FAILED,
+                reason, "the gate could not be applied"
+            ),
         }
-        observation::Gate { planned, held, applied, repaired: self.repaired }
+        observation::Gate {
+            planned,
+            held,
+            applied,
+            repaired: self.repaired,
+        }
     }
 
     fn replace_if_different(&mut self, nftables: &mut Nftables, planned: &Ruleset) -> Observed<()> {
@@ -73,10 +97,16 @@ impl Gatekeeper {
             return Ok(());
         }
         nftables.replace(planned).map_err(|e| e.to_string())?;
-        let what = held.as_ref().map_or_else(|| "no table".to_owned(), |held| held.diff(planned).join("\n"));
+        let what = held
+            .as_ref()
+            .map_or_else(|| "no table".to_owned(), |held| held.diff(planned).join("\n"));
         if self.applied.as_ref() == Some(planned) {
             self.repaired += 1;
-            warn!(MESSAGE_ID = id::GATE_REPAIRED, DIFF = what, "somebody changed table inet portcullis: undone");
+            warn!(
+                MESSAGE_ID = id::GATE_REPAIRED,
+                DIFF = what,
+                "somebody changed table inet portcullis: undone"
+            );
         } else {
             info!(MESSAGE_ID = id::GATE_APPLIED, DIFF = what, "the gate is applied");
         }
@@ -94,10 +124,12 @@ pub fn lockdown(config: Option<&Path>) -> Result<String, String> {
         error!(MESSAGE_ID = id::DEGRADED, %error, "the settings can't be used: the defaults are");
         Settings::default()
     });
-    let spec = super::state::Store::new(&settings.state_dir).spec().unwrap_or_else(|error| {
-        error!(MESSAGE_ID = id::DEGRADED, %error, "the accepted spec can't be used: nothing is let in");
-        None
-    });
+    let spec = super::state::Store::new(&settings.state_dir)
+        .spec()
+        .unwrap_or_else(|error| {
+            error!(MESSAGE_ID = id::DEGRADED, %error, "the accepted spec can't be used: nothing is let in");
+            None
+        });
     let mut keeper = Gatekeeper::new(&settings);
     let mut gate = keeper.reconcile(spec.as_ref());
     if gate.applied.is_err() && spec.is_some() {

@@ -51,8 +51,11 @@ pub enum Mode {
 /// Looks at sshd and the spec's keys, in `Reconcile` after putting them in place.
 pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
     let now = Timestamp::now();
-    let users: BTreeSet<UserName> =
-        spec.into_iter().flat_map(|s| &s.authorized_keys).map(|k| k.user.clone()).collect();
+    let users: BTreeSet<UserName> = spec
+        .into_iter()
+        .flat_map(|s| &s.authorized_keys)
+        .map(|k| k.user.clone())
+        .collect();
     if let (Mode::Reconcile { .. }, Some(_)) = (mode, spec) {
         remove_departed(&users, store).await;
     }
@@ -65,11 +68,21 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
     let (units, config) = tokio::join!(systemd::sshd_units(), sshd::effective_config(None));
     let (handshake, keys) = probe(&config, logins.as_slice()).await;
     let host_keys = sshd::host_keys(config.as_ref().ok());
-    let folders = logins.iter().filter_map(|l| l.account.as_ref().ok()).flat_map(|account| {
-        [account.home.clone(), account.home.join(".ssh")]
-    });
+    let folders = logins
+        .iter()
+        .filter_map(|l| l.account.as_ref().ok())
+        .flat_map(|account| [account.home.clone(), account.home.join(".ssh")]);
     let folders = folders.collect();
-    Seen { sshd: Sshd { units, config, handshake, host_keys }, keys, folders }
+    Seen {
+        sshd: Sshd {
+            units,
+            config,
+            handshake,
+            host_keys,
+        },
+        keys,
+        folders,
+    }
 }
 
 async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Login {
@@ -85,22 +98,41 @@ async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Logi
             let (account, config) = (account.clone(), config.clone());
             let work = move || -> Observed<(PathBuf, Vec<PublicKey>)> {
                 if mode != Mode::Observe {
-                    let outcome = key_files::install(&account, &config, &wanted).map_err(|e| e.to_string())?;
+                    let outcome =
+                        key_files::install(&account, &config, &wanted).map_err(|e| e.to_string())?;
                     if outcome.changed {
                         let (user, file) = (account.name.to_string(), outcome.path.display().to_string());
-                        info!(MESSAGE_ID = id::KEYS_WRITTEN, USER = user, FILE = file, "keys were put in place");
+                        info!(
+                            MESSAGE_ID = id::KEYS_WRITTEN,
+                            USER = user,
+                            FILE = file,
+                            "keys were put in place"
+                        );
                     }
                 }
                 key_files::read_back(&account, &config)
             };
-            as_user::off_thread(work).await.unwrap_or_else(|e| Err(e.to_string()))
+            as_user::off_thread(work)
+                .await
+                .unwrap_or_else(|e| Err(e.to_string()))
         }
         (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
     };
     if let (Err(reason), true) = (&installed, mode != Mode::Observe) {
-        warn!(MESSAGE_ID = id::KEYS_FAILED, USER = user.as_str(), reason, "keys could not be put in place");
+        warn!(
+            MESSAGE_ID = id::KEYS_FAILED,
+            USER = user.as_str(),
+            reason,
+            "keys could not be put in place"
+        );
     }
-    Login { user: user.clone(), keys, account, config, installed }
+    Login {
+        user: user.clone(),
+        keys,
+        account,
+        config,
+        installed,
+    }
 }
 
 fn account(user: &UserName, mode: Mode) -> Observed<Account> {
@@ -124,7 +156,9 @@ async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
         warn!(MESSAGE_ID = id::DEGRADED, %error, "the list of users could not be written");
     }
     for user in departed {
-        let Ok(account) = accounts::lookup(&user) else { continue };
+        let Ok(account) = accounts::lookup(&user) else {
+            continue;
+        };
         let removed = match sshd::effective_config(Some(&user)).await {
             Ok(config) => as_user::off_thread(move || key_files::remove_all(&account, &config))
                 .await
@@ -133,9 +167,18 @@ async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
             Err(reason) => Err(reason),
         };
         match removed {
-            Ok(_) => info!(MESSAGE_ID = id::KEYS_WRITTEN, USER = user.as_str(), "keys were removed"),
+            Ok(_) => info!(
+                MESSAGE_ID = id::KEYS_WRITTEN,
+                USER = user.as_str(),
+                "keys were removed"
+            ),
             Err(reason) => {
-                warn!(MESSAGE_ID = id::KEYS_FAILED, USER = user.as_str(), reason, "keys could not be removed");
+                warn!(
+                    MESSAGE_ID = id::KEYS_FAILED,
+                    USER = user.as_str(),
+                    reason,
+                    "keys could not be removed"
+                );
                 remaining.insert(user);
             }
         }
@@ -150,12 +193,18 @@ async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
 /// One handshake, and the question whether sshd would accept each key that is in place.
 async fn probe(config: &Observed<SshdConfig>, logins: &[Login]) -> (Observed<Handshake>, Vec<KeyState>) {
     let address = config.as_ref().map_err(Clone::clone).and_then(|config| {
-        config.local_address().ok_or_else(|| "sshd listens on no address".to_owned())
+        config
+            .local_address()
+            .ok_or_else(|| "sshd listens on no address".to_owned())
     });
     let mut handshake: Option<Observed<Handshake>> = None;
     let mut states = Vec::new();
     for login in logins {
-        let in_place = login.installed.as_ref().map(|(_, keys)| keys.as_slice()).unwrap_or_default();
+        let in_place = login
+            .installed
+            .as_ref()
+            .map(|(_, keys)| keys.as_slice())
+            .unwrap_or_default();
         let answers = match (&address, &login.installed) {
             (Ok(address), Ok(_)) => {
                 let probe = ssh_probe::probe(*address, &login.user, &login.keys).await;
@@ -170,7 +219,12 @@ async fn probe(config: &Observed<SshdConfig>, logins: &[Login]) -> (Observed<Han
                 Ok((file, _)) => Err(format!("{} does not hold it", file.display())),
                 Err(reason) => Err(reason.clone()),
             };
-            states.push(KeyState { user: login.user.clone(), key: key.clone(), installed, accepted });
+            states.push(KeyState {
+                user: login.user.clone(),
+                key: key.clone(),
+                installed,
+                accepted,
+            });
         }
         if let Err(reason) = &login.config {
             tracing::debug!(reason, "sshd's configuration for a user can't be read");

@@ -40,7 +40,9 @@ pub enum StateError {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => " (free some space; nothing was changed)",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            " (free some space; nothing was changed)"
+        }
         io::ErrorKind::ReadOnlyFilesystem => " (mount it read-write; nothing was changed)",
         io::ErrorKind::PermissionDenied => " (run as root)",
         _ => "",
@@ -56,7 +58,9 @@ pub struct Store {
 impl Store {
     /// The store in a folder, which is made on the first write.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+        Self {
+            folder: folder.to_owned(),
+        }
     }
 
     /// The folder, made if it is missing, for root alone.
@@ -65,7 +69,10 @@ impl Store {
     /// When it can't be made.
     pub fn folder(&self) -> Result<&Path, StateError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
-        made.map_err(|error| StateError::Io { path: self.folder.clone(), error })?;
+        made.map_err(|error| StateError::Io {
+            path: self.folder.clone(),
+            error,
+        })?;
         Ok(&self.folder)
     }
 
@@ -79,7 +86,10 @@ impl Store {
         bytes
             .map(|bytes| Spec::from_json(&bytes))
             .transpose()
-            .map_err(|e| StateError::Damaged { path, reason: e.to_string() })
+            .map_err(|e| StateError::Damaged {
+                path,
+                reason: e.to_string(),
+            })
     }
 
     /// Makes this the accepted spec, durably.
@@ -107,7 +117,11 @@ impl Store {
     /// those who stay.
     pub fn users(&self) -> BTreeSet<UserName> {
         let path = self.folder.join(USERS_FILE);
-        let bytes = self.read(&path, MAX_USERS_BYTES).ok().flatten().unwrap_or_default();
+        let bytes = self
+            .read(&path, MAX_USERS_BYTES)
+            .ok()
+            .flatten()
+            .unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
@@ -121,7 +135,10 @@ impl Store {
     }
 
     fn read(&self, path: &Path, limit: usize) -> Result<Option<Vec<u8>>, StateError> {
-        files::read(path, limit).map_err(|error| StateError::Io { path: path.to_owned(), error })
+        files::read(path, limit).map_err(|error| StateError::Io {
+            path: path.to_owned(),
+            error,
+        })
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
@@ -139,7 +156,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(&folder.path().join("state"));
         assert!(store.spec().unwrap().is_none());
-        let spec = Spec::from_json(include_bytes!("../../crates/portcullis-protocol/tests/spec-v1.json")).unwrap();
+        let spec = Spec::from_json(include_bytes!(
+            "../../crates/portcullis-protocol/tests/spec-v1.json"
+        ))
+        .unwrap();
         store.save_spec(&spec).unwrap();
         assert_eq!(store.spec().unwrap(), Some(spec.clone()));
         store.restore_spec(None).unwrap();

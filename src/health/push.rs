@@ -85,12 +85,17 @@ async fn deliver(
         .build();
     for wait in backoff {
         let delivery = deliveries.borrow_and_update().clone();
-        let Some(report) = delivery.report.filter(|_| delivery.url.as_deref() == Some(url)) else { return true };
+        let Some(report) = delivery.report.filter(|_| delivery.url.as_deref() == Some(url)) else {
+            return true;
+        };
         let wait = match post(settings, client, url, &report).await {
             Ok(()) => return true,
             Err(Failure::Later(wait)) => wait.min(MAX_WAIT),
             Err(Failure::Other(reason)) => {
-                warn!(MESSAGE_ID = id::REPORT_FAILED, reason, "the report was not delivered; trying again");
+                warn!(
+                    MESSAGE_ID = id::REPORT_FAILED,
+                    reason, "the report was not delivered; trying again"
+                );
                 wait
             }
         };
@@ -114,14 +119,28 @@ async fn post(
         Some(client) => client,
         None => build(settings).map_err(Failure::Other)?,
     };
-    let answer = client.insert(ready).post(url).json(report).send().await.map_err(other)?;
+    let answer = client
+        .insert(ready)
+        .post(url)
+        .json(report)
+        .send()
+        .await
+        .map_err(other)?;
     let status = answer.status();
     if status.is_success() {
         return Ok(());
     }
-    let patience = answer.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    let patience = answer
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     match patience {
-        Some(seconds) if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
+        Some(seconds)
+            if matches!(
+                status,
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+            ) =>
+        {
             Err(Failure::Later(Duration::from_secs(seconds)))
         }
         _ => Err(Failure::Other(format!("{url} answered {status}"))),
@@ -138,7 +157,8 @@ fn build(settings: &PushSettings) -> Result<Client, String> {
         .tls_version_min(reqwest::tls::Version::TLS_1_2);
     if let Some(file) = &settings.ca_file {
         let pem = std::fs::read(file).map_err(|e| format!("report.ca_file {}: {e}", file.display()))?;
-        let authorities = Certificate::from_pem_bundle(&pem).map_err(|e| format!("report.ca_file {}: {e}", file.display()))?;
+        let authorities = Certificate::from_pem_bundle(&pem)
+            .map_err(|e| format!("report.ca_file {}: {e}", file.display()))?;
         builder = builder.tls_certs_only(authorities);
     }
     builder.build().map_err(|e| describe(&e))

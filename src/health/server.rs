@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -82,10 +83,15 @@ pub async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
 /// Serves until the task is dropped.
 pub async fn serve(listener: TcpListener, published: watch::Receiver<Published>, identity: Arc<TlsIdentity>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let router = router(Shared { published: published.clone(), identity });
+    let router = router(Shared {
+        published: published.clone(),
+        identity,
+    });
     loop {
         // The semaphore is never closed.
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let acceptor = TlsAcceptor::from(published.borrow().tls.clone());
@@ -105,8 +111,16 @@ async fn serve_one(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
     let handshake = tokio::time::timeout(HEADER_TIME, acceptor.accept(stream)).await;
     let Ok(Ok(stream)) = handshake else { return };
     // rustls gives certificates only after it verified them against the spec's authority.
-    let verified = stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
-    let caller = if verified { Caller::ControlPlane } else { Caller::Anybody };
+    let verified = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .is_some_and(|chain| !chain.is_empty());
+    let caller = if verified {
+        Caller::ControlPlane
+    } else {
+        Caller::Anybody
+    };
     let service = TowerToHyperService::new(router.layer(Extension(caller)));
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -124,7 +138,10 @@ fn router(shared: Shared) -> Router {
         .route("/v1/identity", get(identity))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "this path does not know that method")
+            problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path does not know that method",
+            )
         })
         .with_state(shared)
 }
@@ -139,9 +156,17 @@ async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) 
     let Some(report) = report else {
         return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
     };
-    let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if report.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let text = match (query.verbose, report.ready) {
-        (Some(_), _) => report.checks.iter().map(|c| format!("{} {}\n", c.id, c.status)).collect(),
+        (Some(_), _) => report
+            .checks
+            .iter()
+            .map(|c| format!("{} {}\n", c.id, c.status))
+            .collect(),
         (None, true) => "ok".to_owned(),
         (None, false) => report.blocking().map(|c| format!("{}\n", c.id)).collect(),
     };
@@ -150,12 +175,18 @@ async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) 
 
 async fn health(State(shared): State<Shared>, Extension(caller): Extension<Caller>) -> Response {
     if caller != Caller::ControlPlane {
-        return problem(StatusCode::FORBIDDEN, "a client certificate of the control plane is needed");
+        return problem(
+            StatusCode::FORBIDDEN,
+            "a client certificate of the control plane is needed",
+        );
     }
     let report = shared.published.borrow().report.clone();
     match report {
         Some(report) => Json(&*report).into_response(),
-        None => problem(StatusCode::SERVICE_UNAVAILABLE, "the first report is not there yet"),
+        None => problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the first report is not there yet",
+        ),
     }
 }
 
@@ -164,16 +195,26 @@ struct IdentityQuery {
     nonce: String,
 }
 
-async fn identity(State(shared): State<Shared>, query: Option<Query<IdentityQuery>>) -> Response {
+async fn identity(
+    State(shared): State<Shared>,
+    query: Result<Query<IdentityQuery>, QueryRejection>,
+) -> Response {
     let nonce = query.map(|Query(query)| query.nonce).unwrap_or_default();
     if !(16..=128).contains(&nonce.len()) || !nonce.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return problem(StatusCode::BAD_REQUEST, "?nonce= takes 16 to 128 hex digits of your choice");
+        return problem(
+            StatusCode::BAD_REQUEST,
+            "?nonce= takes 16 to 128 hex digits of your choice",
+        );
     }
     let published = shared.published.borrow().clone();
     match (&published.report, &published.token) {
-        (Some(report), Some(token)) => {
-            Json(shared.identity.document(&report.instance.id, &report.host_keys, &nonce, token)).into_response()
-        }
+        (Some(report), Some(token)) => Json(shared.identity.document(
+            &report.instance.id,
+            &report.host_keys,
+            &nonce,
+            token,
+        ))
+        .into_response(),
         _ => problem(StatusCode::NOT_FOUND, "no enrolment token is known"),
     }
 }
@@ -197,7 +238,9 @@ pub async fn observe(listen: SocketAddr, identity: &TlsIdentity) -> Observed<Tls
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, v4.port())),
         other => other,
     };
-    let verifier = Arc::new(OnlyThis { certificate: identity.certificate().clone() });
+    let verifier = Arc::new(OnlyThis {
+        certificate: identity.certificate().clone(),
+    });
     let config = rustls::ClientConfig::builder()
         .dangerous()
         .with_custom_certificate_verifier(verifier)
@@ -215,9 +258,21 @@ pub async fn observe(listen: SocketAddr, identity: &TlsIdentity) -> Observed<Tls
     let session = stream.get_ref().1;
     let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
     Ok(Tls {
-        version: text(session.protocol_version().and_then(|v| v.as_str().map(str::to_owned))),
-        cipher_suite: text(session.negotiated_cipher_suite().and_then(|s| s.suite().as_str().map(str::to_owned))),
-        key_exchange: text(session.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name()))),
+        version: text(
+            session
+                .protocol_version()
+                .and_then(|v| v.as_str().map(str::to_owned)),
+        ),
+        cipher_suite: text(
+            session
+                .negotiated_cipher_suite()
+                .and_then(|s| s.suite().as_str().map(str::to_owned)),
+        ),
+        key_exchange: text(
+            session
+                .negotiated_key_exchange_group()
+                .map(|g| format!("{:?}", g.name())),
+        ),
     })
 }
 
@@ -239,7 +294,9 @@ impl ServerCertVerifier for OnlyThis {
         if *end_entity == self.certificate {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(rustls::Error::General("somebody else answers on our port".to_owned()))
+            Err(rustls::Error::General(
+                "somebody else answers on our port".to_owned(),
+            ))
         }
     }
 
@@ -264,6 +321,8 @@ impl ServerCertVerifier for OnlyThis {
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+        rustls::crypto::ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

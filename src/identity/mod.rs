@@ -40,41 +40,59 @@ pub struct TlsIdentity {
 }
 
 impl TlsIdentity {
-    /// Loads the key from the state folder, or makes one there: it never leaves the instance.
+    /// Loads the identity that the state folder holds; `None` if there is none yet.
+    ///
+    /// # Errors
+    /// When it can't be read, or is damaged; the message names the file.
+    pub fn load(state: &Path) -> io::Result<Option<Self>> {
+        let key_file = state.join(KEY_FILE);
+        let Some(pem) = files::read(&key_file, MAX_FILE).map_err(|e| named(&key_file, &e))? else {
+            return Ok(None);
+        };
+        let pair = KeyPair::from_pem(&String::from_utf8_lossy(&pem)).map_err(|e| named(&key_file, &e))?;
+        let certificate_file = state.join(CERTIFICATE_FILE);
+        let pem = files::read(&certificate_file, MAX_FILE).map_err(|e| named(&certificate_file, &e))?;
+        pem.map(|pem| CertificateDer::from_pem_slice(&pem).map_err(|e| named(&certificate_file, &e)))
+            .transpose()
+            .map(|certificate| certificate.map(|certificate| Self::new(&pair, certificate)))
+    }
+
+    /// Loads the identity from the state folder, or makes one there: its key never leaves the
+    /// instance.
     ///
     /// # Errors
     /// When it can't be read or written. A key that is there and unusable is an error, not
     /// replaced: callers have pinned it.
     pub fn load_or_create(state: &Path) -> io::Result<Self> {
-        let (key_file, certificate_file) = (state.join(KEY_FILE), state.join(CERTIFICATE_FILE));
-        let named = |file: &Path, error: &dyn std::fmt::Display| {
-            io::Error::other(format!("{}: {error}", file.display()))
-        };
-        let key_pem = files::read(&key_file, MAX_FILE).map_err(|e| named(&key_file, &e))?;
-        let pair = match &key_pem {
-            Some(pem) => KeyPair::from_pem(&String::from_utf8_lossy(pem)).map_err(|e| named(&key_file, &e))?,
-            None => KeyPair::generate().map_err(io::Error::other)?,
-        };
-        if key_pem.is_none() {
-            files::replace(&key_file, pair.serialize_pem().as_bytes(), 0o600).map_err(|e| named(&key_file, &e))?;
+        if let Some(identity) = Self::load(state)? {
+            return Ok(identity);
         }
-        let certificate = match files::read(&certificate_file, MAX_FILE).map_err(|e| named(&certificate_file, &e))? {
-            Some(pem) if key_pem.is_some() => {
-                CertificateDer::from_pem_slice(&pem).map_err(|e| named(&certificate_file, &e))?
+        let (key_file, certificate_file) = (state.join(KEY_FILE), state.join(CERTIFICATE_FILE));
+        let pair = match files::read(&key_file, MAX_FILE).map_err(|e| named(&key_file, &e))? {
+            // The key was made and the power went before the certificate was written.
+            Some(pem) => {
+                KeyPair::from_pem(&String::from_utf8_lossy(&pem)).map_err(|e| named(&key_file, &e))?
             }
-            _ => {
-                let certificate = self_signed(&pair).map_err(io::Error::other)?;
-                let pem = certificate.pem();
-                files::replace(&certificate_file, pem.as_bytes(), 0o644).map_err(|e| named(&certificate_file, &e))?;
-                certificate.der().clone()
+            None => {
+                let pair = KeyPair::generate().map_err(io::Error::other)?;
+                let pem = zeroize::Zeroizing::new(pair.serialize_pem());
+                files::replace(&key_file, pem.as_bytes(), 0o600).map_err(|e| named(&key_file, &e))?;
+                pair
             }
         };
+        let certificate = self_signed(&pair).map_err(io::Error::other)?;
+        files::replace(&certificate_file, certificate.pem().as_bytes(), 0o644)
+            .map_err(|e| named(&certificate_file, &e))?;
+        Ok(Self::new(&pair, certificate.der().clone()))
+    }
+
+    fn new(pair: &KeyPair, certificate: CertificateDer<'static>) -> Self {
         let spki = ring::digest::digest(&ring::digest::SHA256, &pair.subject_public_key_info());
-        Ok(Self {
+        Self {
             key: PrivatePkcs8KeyDer::from(pair.serialize_der()).into(),
             certificate,
             spki_sha256: to_hex(spki.as_ref()),
-        })
+        }
     }
 
     /// The TLS server: 1.3 preferred, 1.2 the floor (BREV-DATA-2). With an authority in the spec,
@@ -84,7 +102,9 @@ impl TlsIdentity {
     /// When the spec's `client_ca` is no usable certificate.
     pub fn server_config(&self, spec: Option<&Spec>) -> Result<Arc<ServerConfig>, String> {
         let builder = ServerConfig::builder_with_protocol_versions(&[&TLS13, &TLS12]);
-        let authority = spec.and_then(|s| s.control_plane.as_ref()).and_then(|c| c.client_ca.as_ref());
+        let authority = spec
+            .and_then(|s| s.control_plane.as_ref())
+            .and_then(|c| c.client_ca.as_ref());
         let builder = match authority {
             Some(pem) => builder.with_client_cert_verifier(
                 WebPkiClientVerifier::builder(Arc::new(roots(pem)?))
@@ -121,11 +141,17 @@ impl TlsIdentity {
     }
 }
 
+fn named(file: &Path, error: &dyn std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{}: {error}", file.display()))
+}
+
 /// Valid for as long as dates can be written: callers trust the pin, not the clock, which may be
 /// wrong at first boot.
 fn self_signed(pair: &KeyPair) -> Result<rcgen::Certificate, rcgen::Error> {
     let mut params = CertificateParams::new(vec!["portcullis".to_owned()])?;
-    params.distinguished_name.push(rcgen::DnType::CommonName, "portcullis");
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "portcullis");
     params.not_before = rcgen::date_time_ymd(1975, 1, 1);
     params.not_after = rcgen::date_time_ymd(4096, 1, 1);
     params.self_signed(pair)
@@ -135,7 +161,9 @@ fn roots(pem: &str) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let certificate = certificate.map_err(|e| format!("control_plane.client_ca: {e:?}"))?;
-        roots.add(certificate).map_err(|e| format!("control_plane.client_ca: {e}"))?;
+        roots
+            .add(certificate)
+            .map_err(|e| format!("control_plane.client_ca: {e}"))?;
     }
     if roots.is_empty() {
         return Err("control_plane.client_ca: there is no PEM certificate in it".to_owned());
@@ -162,9 +190,15 @@ mod tests {
     fn a_damaged_key_is_an_error_that_names_it() {
         let state = tempfile::tempdir().unwrap();
         std::fs::write(state.path().join(KEY_FILE), "nonsense").unwrap();
-        let error = TlsIdentity::load_or_create(state.path()).err().unwrap().to_string();
+        let error = TlsIdentity::load_or_create(state.path())
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("tls.key"), "{error}");
-        assert_eq!(std::fs::read_to_string(state.path().join(KEY_FILE)).unwrap(), "nonsense");
+        assert_eq!(
+            std::fs::read_to_string(state.path().join(KEY_FILE)).unwrap(),
+            "nonsense"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::Connection;
+use super::readable::Readable;
 use crate::policy::links::Link;
 
 /// `NETLINK_ROUTE`.
@@ -116,7 +117,7 @@ fn outgoing(route: &RouteMessage) -> Vec<u32> {
 
 /// Tells when a link, an address or a route comes, goes or changes.
 pub struct Events {
-    connection: Connection,
+    connection: Readable<Connection>,
 }
 
 impl Events {
@@ -127,11 +128,16 @@ impl Events {
     pub fn open() -> io::Result<Self> {
         let connection = Connection::open(NETLINK_ROUTE, &GROUPS)?;
         connection.set_nonblocking()?;
-        Ok(Self { connection })
+        Ok(Self {
+            connection: Readable::new(connection)?,
+        })
     }
 
-    /// The socket, to wait on.
-    pub fn connection(&self) -> &Connection {
-        &self.connection
+    /// Waits for an event, and takes those of the same moment with it. Lost events count as one.
+    ///
+    /// # Errors
+    /// As recv(2).
+    pub async fn next(&self) -> io::Result<()> {
+        self.connection.read(Connection::drain).await
     }
 }

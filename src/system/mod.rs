@@ -12,6 +12,7 @@ pub mod key_files;
 pub mod links;
 pub mod netlink;
 pub mod nftables;
+pub mod readable;
 pub mod ssh_probe;
 pub mod sshd;
 pub mod systemd;

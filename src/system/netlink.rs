@@ -3,7 +3,7 @@
 //! May not live here: what messages mean.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
@@ -200,18 +200,21 @@ impl Connection {
         Ok(messages)
     }
 
-    /// Receives one datagram without looking at it: for who only wants to know that something
-    /// happened. False when nothing is there.
+    /// Takes all datagrams that are there, without looking at them: for who only wants to know that
+    /// something happened. Lost events (`ENOBUFS`) are something that happened.
     ///
     /// # Errors
-    /// As recv(2), but lost events (`ENOBUFS`) count as something that happened.
-    pub fn drain_one(&self) -> io::Result<bool> {
-        let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
-        match self.socket.recv(&mut buffer, DONTWAIT) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => Ok(true),
-            Err(error) => Err(error),
+    /// As recv(2): `WouldBlock` when nothing is there.
+    pub fn drain(&self) -> io::Result<()> {
+        let mut any = false;
+        loop {
+            let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
+            match self.socket.recv(&mut buffer, DONTWAIT) {
+                Ok(_) => any = true,
+                Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => any = true,
+                Err(error) if any && error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
         }
     }
 }
@@ -274,12 +277,6 @@ pub fn encode<T: NetlinkSerializable>(message: T, sequence: u32, flags: u16) -> 
     let mut bytes = vec![0; message.buffer_len().next_multiple_of(4)];
     message.serialize(&mut bytes);
     bytes
-}
-
-impl AsRawFd for Connection {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
 }
 
 impl AsFd for Connection {

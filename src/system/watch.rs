@@ -6,12 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use tokio::io::unix::AsyncFd;
+
+use super::readable::Readable;
 
 /// What a place was watched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,17 +28,9 @@ pub enum Topic {
 /// A folder, and the names in it that matter; none: all of them, and the folder itself.
 type Place = (Topic, Option<BTreeSet<OsString>>);
 
-struct Descriptor(Inotify);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
 /// Watches folders.
 pub struct Watch {
-    inotify: AsyncFd<Descriptor>,
+    inotify: Readable<Inotify>,
     folders: BTreeMap<PathBuf, WatchDescriptor>,
     places: Vec<(WatchDescriptor, Place)>,
 }
@@ -51,8 +42,12 @@ impl Watch {
     /// When the kernel gives no more inotify instances (`fs.inotify.max_user_instances`).
     pub fn new() -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let inotify = AsyncFd::new(Descriptor(inotify))?;
-        Ok(Self { inotify, folders: BTreeMap::new(), places: Vec::new() })
+        let inotify = Readable::new(inotify)?;
+        Ok(Self {
+            inotify,
+            folders: BTreeMap::new(),
+            places: Vec::new(),
+        })
     }
 
     /// Watches one file, there or not yet, in a folder that must be there.
@@ -82,7 +77,7 @@ impl Watch {
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_ONLYDIR;
-        let watch = self.inotify.get_ref().0.add_watch(folder, flags)?;
+        let watch = self.inotify.source().add_watch(folder, flags)?;
         self.folders.insert(folder.to_owned(), watch);
         if !self.places.contains(&(watch, place.clone())) {
             self.places.push((watch, place));
@@ -96,15 +91,10 @@ impl Watch {
     /// As read(2).
     pub async fn changed(&mut self) -> io::Result<BTreeSet<Topic>> {
         loop {
-            let mut ready = self.inotify.readable().await?;
-            let events = match ready.get_inner().0.read_events() {
-                Ok(events) => events,
-                Err(Errno::EAGAIN) => {
-                    ready.clear_ready();
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
+            let events = self
+                .inotify
+                .read(|inotify| inotify.read_events().map_err(Into::into))
+                .await?;
             let mut topics = BTreeSet::new();
             for event in events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {

@@ -14,6 +14,7 @@ use netlink_packet_netfilter::NetfilterMessage;
 use nix::errno::Errno;
 
 use super::netlink::Connection;
+use super::readable::Readable;
 use crate::policy::ruleset::Ruleset;
 
 /// `NETLINK_NETFILTER`.
@@ -116,7 +117,7 @@ impl Nftables {
 
 /// Tells of changes of nf_tables, whoever made them.
 pub struct Events {
-    connection: Connection,
+    connection: Readable<Connection>,
 }
 
 impl Events {
@@ -127,11 +128,16 @@ impl Events {
     pub fn open() -> Result<Self, Error> {
         let connection = Connection::open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
         connection.set_nonblocking()?;
-        Ok(Self { connection })
+        Ok(Self {
+            connection: Readable::new(connection)?,
+        })
     }
 
-    /// The socket, to wait on.
-    pub fn connection(&self) -> &Connection {
-        &self.connection
+    /// Waits for an event, and takes those of the same moment with it. Lost events count as one.
+    ///
+    /// # Errors
+    /// As recv(2).
+    pub async fn next(&self) -> io::Result<()> {
+        self.connection.read(Connection::drain).await
     }
 }

@@ -1,0 +1,263 @@
+//! The daemon's loop: wait for an event, find out what it concerns, reconcile that.
+//!
+//! Nothing is polled. The timers are the watchdog's, the next key's expiry and, while there is no
+//! D-Bus, the next try to reach it.
+//! May not live here: what reconciling does.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
+
+use super::{Agent, Scope, control};
+use crate::config::Settings;
+use crate::health::{push, server};
+use crate::log::id;
+use crate::system::watch::{Topic, Watch};
+use crate::system::{links, nftables, systemd};
+
+/// How long after an event others of the same cause are waited for.
+const SETTLE: Duration = Duration::from_millis(5);
+/// systemd tells of every job; at boot there are hundreds.
+const SETTLE_UNITS: Duration = Duration::from_millis(100);
+/// Between two tries to reach D-Bus, which starts later than the daemon.
+const BUS_RETRY: Duration = Duration::from_millis(500);
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When it can't start at all; the gate is in place then, if the kernel can hold one.
+pub async fn run(settings: Settings) -> Result<(), String> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
+    let mut agent = Agent::new(settings)?;
+    let mut sources = Sources::open(&agent).await?;
+    agent.take_spec_file().await;
+    agent.reconcile(&Scope::ALL.into()).await;
+    sources.watch_keys(&agent);
+    info!(MESSAGE_ID = id::STARTED, "started");
+    tell_systemd(&agent, true);
+    loop {
+        let event = tokio::select! {
+            event = sources.next(&agent) => event,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        };
+        handle(&mut agent, event).await;
+        sources.watch_keys(&agent);
+        tell_systemd(&agent, false);
+    }
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    info!(MESSAGE_ID = id::STOPPED, "stopped; the gate stays in the kernel");
+    Ok(())
+}
+
+/// Something that happened.
+enum Event {
+    /// Files changed.
+    Files(BTreeSet<Topic>),
+    /// The scopes need a look.
+    Look(BTreeSet<Scope>),
+    /// A local caller asks.
+    Call(control::Call),
+    /// The watchdog wants to be told that we live.
+    Watchdog,
+}
+
+async fn handle(agent: &mut Agent, event: Event) {
+    match event {
+        Event::Files(topics) => {
+            if topics.contains(&Topic::Spec) {
+                agent.take_spec_file().await;
+            }
+            if topics.iter().any(|topic| *topic != Topic::Spec) {
+                agent.reconcile(&[Scope::Logins].into()).await;
+            }
+        }
+        Event::Look(scopes) => agent.reconcile(&scopes).await,
+        Event::Call((request, answer)) => {
+            // A caller who went away needs no answer.
+            let _ = answer.send(agent.answer(request).await);
+        }
+        Event::Watchdog => {}
+    }
+}
+
+fn tell_systemd(agent: &Agent, started: bool) {
+    let status = match agent.report() {
+        Some(report) if report.ready => format!("Ready, generation {}", report.generation.unwrap_or(0)),
+        Some(report) => {
+            let blocking: Vec<&str> = report.blocking().map(|check| check.id.as_str()).collect();
+            format!("Not ready: {}", blocking.join(", "))
+        }
+        None => "Starting".to_owned(),
+    };
+    let mut states = vec![NotifyState::Status(&status), NotifyState::Watchdog];
+    if started {
+        states.push(NotifyState::Ready);
+    }
+    let _ = sd_notify::notify(&states);
+}
+
+/// Where events come from.
+struct Sources {
+    watch: Option<Watch>,
+    gate: Option<nftables::Events>,
+    links: Option<links::Events>,
+    units: mpsc::Receiver<()>,
+    calls: mpsc::Receiver<control::Call>,
+    watchdog: Option<Duration>,
+    last_watchdog: Instant,
+}
+
+impl Sources {
+    async fn open(agent: &Agent) -> Result<Self, String> {
+        let settings = agent.settings();
+        let listener = control::bind(&settings.socket).await;
+        let listener = listener.map_err(|e| format!("{}: {e}", settings.socket.display()))?;
+        let (call_sender, calls) = mpsc::channel(8);
+        tokio::spawn(control::serve(listener, call_sender));
+        match server::bind(settings.listen).await {
+            Ok(listener) => {
+                tokio::spawn(server::serve(listener, agent.published(), agent.identity()));
+            }
+            Err(error) => {
+                let listen = settings.listen;
+                warn!(MESSAGE_ID = id::DEGRADED, %listen, %error, "the HTTPS endpoint can't be bound");
+            }
+        }
+        let push = push::PushSettings {
+            interval: settings.report_interval,
+            ca_file: settings.report_ca_file.clone(),
+        };
+        tokio::spawn(push::run(push, agent.deliveries()));
+        let (unit_sender, units) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while !unit_sender.is_closed() {
+                if let Err(reason) = systemd::watch_units(&unit_sender).await {
+                    tracing::debug!(reason, "systemd's units are not watched yet");
+                }
+                sleep(BUS_RETRY).await;
+            }
+        });
+        let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+        Ok(Self {
+            watch: open_watch(settings),
+            gate: open_events("nftables", nftables::Events::open()),
+            links: open_events("links", links::Events::open()),
+            units,
+            calls,
+            watchdog,
+            last_watchdog: Instant::now(),
+        })
+    }
+
+    /// Watches the folders of the spec's users; those that are not there yet are seen when their
+    /// parents change.
+    fn watch_keys(&mut self, agent: &Agent) {
+        for folder in &agent.key_folders {
+            if let Some(watch) = &mut self.watch {
+                let _ = watch.folder(Topic::Keys, folder);
+            }
+        }
+    }
+
+    async fn next(&mut self, agent: &Agent) -> Event {
+        let expiry = agent.next_expiry().map(|end| {
+            let wait = jiff::Timestamp::now()
+                .duration_until(end)
+                .try_into()
+                .unwrap_or(Duration::ZERO);
+            Instant::now() + wait
+        });
+        let watchdog = self.watchdog.map(|interval| self.last_watchdog + interval);
+        let event = tokio::select! {
+            Some(call) = self.calls.recv() => Event::Call(call),
+            topics = changed(&mut self.watch) => Event::Files(topics),
+            () = happened(&self.gate, nftables::Events::next) => Event::Look([Scope::Gate].into()),
+            () = happened(&self.links, links::Events::next) => Event::Look([Scope::Gate].into()),
+            Some(()) = self.units.recv() => {
+                sleep(SETTLE_UNITS).await;
+                let _ = self.units.try_recv();
+                Event::Look([Scope::Systemd, Scope::Logins].into())
+            }
+            () = until(expiry) => Event::Look([Scope::Logins].into()),
+            () = until(watchdog) => Event::Watchdog,
+        };
+        self.last_watchdog = Instant::now();
+        event
+    }
+}
+
+fn open_watch(settings: &Settings) -> Option<Watch> {
+    let open = || -> std::io::Result<Watch> {
+        let mut watch = Watch::new()?;
+        if let Some(folder) = settings.spec_file.parent() {
+            // Packaged; made here too for images without the package.
+            let _ = std::fs::create_dir_all(folder);
+        }
+        watch.file(Topic::Spec, &settings.spec_file)?;
+        watch.file(Topic::Accounts, Path::new("/etc/passwd"))?;
+        for folder in ["/etc/ssh", "/etc/ssh/sshd_config.d"] {
+            // Absent without sshd; then there is nothing to be told of.
+            let _ = watch.folder(Topic::Sshd, Path::new(folder));
+        }
+        Ok(watch)
+    };
+    open()
+        .inspect_err(|error| {
+            warn!(MESSAGE_ID = id::DEGRADED, %error, "files are not watched: a new spec needs `portcullis apply`");
+        })
+        .ok()
+}
+
+fn open_events<T, E: std::fmt::Display>(what: &str, opened: Result<T, E>) -> Option<T> {
+    opened
+        .inspect_err(|error| warn!(MESSAGE_ID = id::DEGRADED, what, %error, "events are not watched"))
+        .ok()
+}
+
+/// Waits for an event; a source that is not there, or broke, has none.
+async fn happened<T>(source: &Option<T>, next: impl AsyncFn(&T) -> std::io::Result<()>) {
+    if let Some(source) = source
+        && next(source).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+async fn changed(watch: &mut Option<Watch>) -> BTreeSet<Topic> {
+    let Some(inner) = watch else {
+        return std::future::pending().await;
+    };
+    match inner.changed().await {
+        Ok(mut topics) => {
+            // An editor writes, renames and changes modes: one look for all of it.
+            while let Ok(Ok(more)) = tokio::time::timeout(SETTLE, inner.changed()).await {
+                topics.extend(more);
+                if topics.contains(&Topic::Spec) {
+                    break;
+                }
+            }
+            topics
+        }
+        Err(error) => {
+            warn!(MESSAGE_ID = id::DEGRADED, %error, "files are no longer watched");
+            *watch = None;
+            BTreeSet::new()
+        }
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

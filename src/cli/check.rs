@@ -1,0 +1,49 @@
+//! `portcullis check`: look at everything, here and now, with or without the daemon.
+
+use super::{Failure, Global, report, require_root, runtime};
+use crate::agent::gate::Gatekeeper;
+use crate::agent::logins::{self, Mode};
+use crate::agent::report::write;
+use crate::agent::state::Store;
+use crate::health::server;
+use crate::identity::TlsIdentity;
+use crate::log;
+use crate::policy::observation::Observations;
+use crate::system::systemd;
+
+pub fn run(global: &Global) -> Result<(), Failure> {
+    require_root("a check")?;
+    log::start(global.verbose);
+    let settings = global.settings()?;
+    let store = Store::new(&settings.state_dir);
+    let (spec, refused) = match store.spec() {
+        Ok(spec) => (spec, None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let report = runtime()?.block_on(async {
+        let (logins, systemd) = tokio::join!(
+            logins::look(spec.as_ref(), &store, Mode::Observe),
+            systemd::observe()
+        );
+        let tls = match TlsIdentity::load(&settings.state_dir) {
+            Ok(Some(identity)) => server::observe(settings.listen, &identity).await,
+            Ok(None) => Err("the daemon has not run yet".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        let gate = Gatekeeper::new(&settings).observe(spec.as_ref());
+        let seen = Observations {
+            gate,
+            systemd,
+            sshd: logins.sshd,
+            keys: logins.keys,
+            tls,
+        };
+        write(spec.as_ref(), refused.as_deref(), &seen, None)
+    });
+    report::print(&report, global.format)?;
+    if report.ready {
+        Ok(())
+    } else {
+        Err(Failure::NotReady)
+    }
+}

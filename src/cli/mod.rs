@@ -1,0 +1,218 @@
+//! The command line: raw arguments to checked ones, one file a subcommand, errors to exit codes.
+//!
+//! May not live here: anything that a subcommand does beyond asking and printing.
+
+mod apply;
+mod check;
+mod lockdown;
+mod plan;
+mod report;
+mod run;
+mod status;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use portcullis_protocol::Spec;
+use portcullis_protocol::spec::MAX_SPEC_BYTES;
+use serde::Serialize;
+
+use crate::config::{ConfigError, Settings};
+
+/// Shut a cloud instance, let in exactly what was named, and prove it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "portcullis",
+    version,
+    arg_required_else_help = true,
+    propagate_version = true
+)]
+#[command(
+    after_help = "Exit codes: 0 done, or all required checks pass; 1 a required check fails, or it \
+    failed; 2 bad usage or input; 3 not permitted.\n\nSee also: portcullis.toml(5), SECURITY.md"
+)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Debug)]
+struct Global {
+    /// Settings file; conf.d beside it is read too.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Control socket of the daemon.
+    #[arg(long, global = true, value_name = "FILE")]
+    socket: Option<PathBuf>,
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Log more.
+    #[arg(long, short, global = true)]
+    verbose: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Table,
+    /// One JSON document on standard output.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon: take the spec, enforce it, prove it, keep it so.
+    #[command(after_help = "Example:\n  portcullis run --daemonize --pid-file /run/portcullis.pid")]
+    Run(run::RunArguments),
+    /// Shut the instance before its network comes up: the accepted spec, or nothing in at all.
+    Lockdown,
+    /// Look at everything now and say whether the instance is ready; changes nothing.
+    #[command(after_help = "Example:\n  portcullis check --format json | jq .ready")]
+    Check,
+    /// Show what a spec would change, without changing it.
+    #[command(after_help = "Example:\n  portcullis plan --spec new.json")]
+    Plan(SpecArgument),
+    /// Make a spec the accepted one; it is durable and enforced when this returns.
+    #[command(after_help = "Example:\n  portcullis apply --spec new.json")]
+    Apply(SpecArgument),
+    /// Show the daemon's last report.
+    #[command(after_help = "Example:\n  portcullis status --watch")]
+    Status(status::StatusArguments),
+}
+
+#[derive(Args, Debug)]
+struct SpecArgument {
+    /// The spec, as JSON; `-` reads standard input.
+    #[arg(long, value_name = "FILE|-")]
+    spec: PathBuf,
+}
+
+/// Why a command failed, by exit code; the text is for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Exit code 1.
+    #[error("{0}")]
+    Failed(String),
+    /// Exit code 1, with the reason printed already.
+    #[error("")]
+    NotReady,
+    /// Exit code 2.
+    #[error("{0}")]
+    BadInput(String),
+    /// Exit code 3.
+    #[error("{0}")]
+    NotPermitted(String),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::BadInput(error.to_string())
+    }
+}
+
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Failed(_) | Self::NotReady => 1,
+            Self::BadInput(_) => 2,
+            Self::NotPermitted(_) => 3,
+        })
+    }
+}
+
+/// The command line's definition, for man pages and completions.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// Parses the arguments of the process, does what they say, and gives the exit code.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match dispatch(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.to_string();
+            if !text.is_empty() {
+                eprintln!("portcullis: {text}");
+            }
+            failure.exit_code()
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> Result<(), Failure> {
+    let global = arguments.global;
+    crate::identity::install_tls_provider();
+    match arguments.command {
+        Command::Run(run) => run::run(&global, &run),
+        Command::Lockdown => lockdown::run(&global),
+        Command::Check => check::run(&global),
+        Command::Plan(argument) => plan::run(&global, &argument.spec),
+        Command::Apply(argument) => apply::run(&global, &argument.spec),
+        Command::Status(status) => status::run(&global, &status),
+    }
+}
+
+impl Global {
+    fn settings(&self) -> Result<Settings, Failure> {
+        let mut settings = Settings::load(self.config.as_deref())?;
+        if let Some(socket) = &self.socket {
+            settings.socket.clone_from(socket);
+        }
+        Ok(settings)
+    }
+}
+
+fn require_root(what: &str) -> Result<(), Failure> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::NotPermitted(format!("{what} needs root")))
+}
+
+/// One thread: the daemon and its commands wait more than they work.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::Failed(format!("the runtime can't start: {e}")))
+}
+
+fn read_spec(path: &Path) -> Result<Spec, Failure> {
+    use std::io::Read;
+    let (name, bytes) = if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        let limit = MAX_SPEC_BYTES as u64 + 1;
+        let read = std::io::stdin().lock().take(limit).read_to_end(&mut bytes);
+        ("standard input".to_owned(), read.map(|_| bytes))
+    } else {
+        (path.display().to_string(), std::fs::read(path))
+    };
+    let bytes = bytes.map_err(|e| Failure::BadInput(format!("{name}: {e}")))?;
+    Spec::from_json(&bytes).map_err(|e| Failure::BadInput(format!("{name}: {e}")))
+}
+
+/// Prints a result as the one JSON document of standard output.
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::Failed(e.to_string()))?;
+    print(&text)
+}
+
+/// Prints to standard output; a reader that has seen enough is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::{ErrorKind, Write};
+    match writeln!(anstream::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::Failed(error.to_string())),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_definition_is_sound() {
+        super::command().debug_assert();
+    }
+}

@@ -1,0 +1,77 @@
+//! Awaiting that a descriptor has something to read: the one module with `unsafe`, since the event
+//! loop has to be promised that a descriptor stays open.
+//!
+//! May not live here: what is read.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A source of events, such as a netlink socket or inotify, in non-blocking mode.
+pub struct Readable<T> {
+    source: T,
+    registered: AsyncFd<OwnedFd>,
+}
+
+impl<T: AsFd> Readable<T> {
+    /// Registers a source with the event loop of the current runtime.
+    ///
+    /// # Errors
+    /// As dup(2) and epoll_ctl(2).
+    pub fn new(source: T) -> io::Result<Self> {
+        let own = source.as_fd().try_clone_to_owned()?;
+        // SAFETY: an `OwnedFd` is open and gives the same descriptor for as long as it lives. This one
+        // is a duplicate that nobody else knows of, and it moves into the `AsyncFd`, which deregisters
+        // it before dropping it.
+        let registered = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) };
+        Ok(Self {
+            source,
+            registered: registered.map_err(|error| error.into_parts().1)?,
+        })
+    }
+
+    /// The source.
+    pub fn source(&self) -> &T {
+        &self.source
+    }
+
+    /// Waits until `read` gives something else than `WouldBlock`.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub async fn read<R>(&self, mut read: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
+        loop {
+            let mut ready = self.registered.readable().await?;
+            if let Ok(result) = ready.try_io(|_| read(&self.source)) {
+                return result;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn it_waits_and_reads() {
+        let (reader, mut writer) = UnixStream::pair().unwrap();
+        reader.set_nonblocking(true).unwrap();
+        let readable = Readable::new(reader).unwrap();
+        let read = |mut source: &UnixStream| {
+            let mut byte = [0];
+            source.read(&mut byte).map(|_| byte[0])
+        };
+        let writing = async {
+            tokio::task::yield_now().await;
+            writer.write_all(b"x").unwrap();
+        };
+        let (byte, ()) = tokio::join!(readable.read(read), writing);
+        assert_eq!(byte.unwrap(), b'x');
+    }
+}
