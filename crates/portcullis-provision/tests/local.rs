@@ -2,6 +2,8 @@
 //!
 //! May not live here: tests of the agent. These images don't have it.
 
+#![allow(clippy::unwrap_used, reason = "a test's helper may end the test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +13,7 @@ use portcullis_provision::local::{
     ImageRequest, Instance, LaunchRequest, LocalProvider, State, in_namespace, parse_allow,
 };
 use portcullis_provision::progress::Quiet;
+use portcullis_provision::reach::{Listener, Reached, Target, Transport, Vantage, listen_inside, measure};
 use portcullis_provision::userdata::{UserDataOptions, render};
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFkKc52EQpKAMBtUiDp/N8hykSeuzBRx5gN48WTPDhWS alice";
@@ -287,4 +290,61 @@ fn a_failed_launch_leaves_nothing() {
     assert!(instance.addresses()[0].to_string().ends_with(".2"));
     let taken = lab.provider.launch(&request("x", "c-1"), &Quiet).unwrap_err();
     assert_eq!((taken.exit_code(), instance.state()), (2, State::Running));
+}
+
+#[test]
+fn reach_sees_what_a_firewall_does() {
+    let lab = Lab::new();
+    let instance = lab.provider.launch(&request("r", "c-1"), &Quiet).unwrap();
+    let stranger = lab.provider.outsider("stranger").unwrap();
+    listen_inside(&instance, &[(Transport::Tcp, 9000), (Transport::Udp, 9001)]).unwrap();
+    let from = Vantage {
+        label: "stranger".into(),
+        namespace: stranger.path(),
+    };
+    let seen = || {
+        let ports = [
+            (Transport::Tcp, 9000),
+            (Transport::Udp, 9001),
+            (Transport::Tcp, 1),
+        ];
+        let targets = ports.iter().flat_map(|(transport, port)| {
+            instance.addresses().map(|ip| Target {
+                transport: *transport,
+                address: (ip, *port).into(),
+            })
+        });
+        let probes: Vec<_> = targets.map(|target| (from.clone(), target)).collect();
+        measure(&probes).unwrap()
+    };
+    use Reached::{Closed, Filtered, Open};
+    assert_eq!(seen(), [Open, Open, Open, Open, Closed, Closed]);
+    let rules = "table inet gate { chain in { type filter hook input priority 0;
+        meta l4proto { tcp, udp } ct state new iifname eth0 drop; } }";
+    assert!(
+        instance
+            .exec_with_input(&["nft", "-f", "-"], rules.as_bytes())
+            .unwrap()
+            .success()
+    );
+    assert_eq!(seen(), [Filtered; 6]);
+
+    // And outwards, to a listener of this process in the stranger's namespace.
+    let listener = Listener::new(stranger.path(), 8443).unwrap();
+    let inside = Vantage {
+        label: "r".into(),
+        namespace: instance.network_namespace(),
+    };
+    let out = stranger.addresses().map(|ip| {
+        (
+            inside.clone(),
+            Target {
+                transport: Transport::Tcp,
+                address: (ip, 8443).into(),
+            },
+        )
+    });
+    assert_eq!(measure(&out).unwrap(), [Open, Open]);
+    drop(listener);
+    assert_eq!(measure(&out).unwrap(), [Closed, Closed]);
 }

@@ -22,6 +22,9 @@ use crate::{Error, Result};
 /// The port of the agent's HTTPS API.
 pub const AGENT_PORT: u16 = 7443;
 
+/// Where programs are looked for inside an instance (and nsenter itself, out here).
+const INSIDE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What is kept of an instance. The spec's secrets are in it: mode 0600.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -254,10 +257,15 @@ impl Instance {
         let target = process.pid.to_string();
         let mut nsenter = Command::new("nsenter");
         nsenter
-            .args(["--target", &target, "--all", "--", "/usr/bin/env", "-i"])
-            .args(["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
-            .args(["HOME=/root", "USER=root", "LANG=C.UTF-8", "--"])
-            .args(command);
+            .args(["--target", &target, "--all", "--"])
+            .args(command)
+            .env_clear()
+            .envs([
+                ("PATH", INSIDE_PATH),
+                ("HOME", "/root"),
+                ("USER", "root"),
+                ("LANG", "C.UTF-8"),
+            ]);
         capture(&mut nsenter, input)
     }
 

@@ -316,6 +316,11 @@ fn prepare(instance: &Instance, options: &UserDataOptions) -> Result<()> {
     put(&root.join("etc/hostname"), &format!("{name}\n"), 0o644)?;
     let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost\n");
     put(&root.join("etc/hosts"), &hosts, 0o644)?;
+    if !instance.has_agent() {
+        // The user-data starts the agent; without one, that must not make cloud-init fail.
+        let unit = "[Service]\nType=oneshot\nExecStart=/bin/true\n";
+        put(&root.join("etc/systemd/system/portcullis.service"), unit, 0o644)?;
+    }
     let work = folder.join("work");
     fs::create_dir(&work).map_err(Error::file("make", &work))?;
     let seed = root.join("var/lib/cloud/seed/nocloud");
@@ -350,7 +355,9 @@ pub(crate) fn wait_booted(instance: &Instance) -> Result<()> {
             return Err(not_booted(instance, "it went off"));
         }
         if let Ok(output) = instance.exec(&["systemctl", "is-system-running"]) {
-            output.stdout.trim().clone_into(&mut state);
+            format!("{}{}", output.stdout, output.stderr)
+                .trim()
+                .clone_into(&mut state);
             if state == "running" || state == "degraded" {
                 return Ok(());
             }
