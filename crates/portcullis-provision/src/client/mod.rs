@@ -1,0 +1,374 @@
+//! The HTTPS client to an instance's agent: it trusts pinned keys, not names or authorities.
+//!
+//! May not live here: when to ask and what to make of the answers (`wait`, the commands).
+
+mod dial;
+mod pin;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use portcullis_protocol::identity::{Identity, from_hex, to_hex};
+use portcullis_protocol::report::HostKey;
+use portcullis_protocol::{Report, Secret};
+use ring::hmac;
+use ring::rand::SecureRandom as _;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde::{Deserialize, Serialize};
+
+pub use dial::{Dial, NamespaceDialer, PlainDialer};
+use pin::PinVerifier;
+
+use crate::ca::ClientCertificate;
+
+/// How long a connection, its handshake, and an exchange may take together.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Largest accepted answer, in bytes.
+const MAX_BODY: usize = 4 << 20;
+
+/// Why the agent could not be asked, or may not be believed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No connection: the instance is off, or its firewall or its agent does not let us in.
+    #[error("can't reach the agent at {address}: {reason}")]
+    Unreachable {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        reason: String,
+    },
+    /// The TLS handshake or the exchange failed.
+    #[error("the agent at {address} did not speak TLS and HTTP as it should: {reason}")]
+    Exchange {
+        /// Where.
+        address: SocketAddr,
+        /// What failed.
+        reason: String,
+    },
+    /// Somebody else answered.
+    #[error(
+        "the agent at {address} shows the TLS key {presented}, but {expected} is pinned: \
+         somebody is in between, or the instance was replaced; do not trust it"
+    )]
+    WrongKey {
+        /// Where.
+        address: SocketAddr,
+        /// The pinned SHA-256 of the SubjectPublicKeyInfo, hex.
+        expected: String,
+        /// The one that was shown, hex.
+        presented: String,
+    },
+    /// The identity document is not proven.
+    #[error("the identity that {address} shows is not proven: {reason}; do not trust it")]
+    NotProven {
+        /// Where.
+        address: SocketAddr,
+        /// What does not fit.
+        reason: String,
+    },
+    /// An answer that is not a success.
+    #[error("{path} answered {status}{}{body}", if .body.is_empty() { "" } else { ": " })]
+    Status {
+        /// What was asked for.
+        path: String,
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of the body.
+        body: String,
+    },
+    /// An answer that can't be read.
+    #[error("{path} answered something else than expected: {reason}")]
+    Malformed {
+        /// What was asked for.
+        path: String,
+        /// Why it can't be read.
+        reason: String,
+    },
+    /// The client certificate can't be used.
+    #[error("the client certificate can't be used: {0}")]
+    Certificate(String),
+}
+
+/// An instance's keys, proven at first contact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinnedIdentity {
+    /// SHA-256 of the TLS key's SubjectPublicKeyInfo, hex.
+    pub tls_spki_sha256: String,
+    /// sshd's host keys.
+    pub host_keys: Vec<HostKey>,
+}
+
+/// Asks one agent. Each question is a connection of its own.
+pub struct AgentClient {
+    address: SocketAddr,
+    dialer: Arc<dyn Dial>,
+    pin: Option<String>,
+    certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+}
+
+struct Answer {
+    status: u16,
+    body: String,
+    spki: String,
+}
+
+impl AgentClient {
+    /// A client for the agent at `address`. Without `pin` only [`AgentClient::enrol`] can be
+    /// used; without `certificate` only what any caller may ask.
+    ///
+    /// # Errors
+    /// When the certificate can't be read.
+    pub fn new(
+        address: SocketAddr,
+        dialer: impl Dial + 'static,
+        pin: Option<String>,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Self, ClientError> {
+        let read = |c: &ClientCertificate| {
+            let chain = CertificateDer::pem_slice_iter(c.certificate_pem.as_bytes());
+            let chain = chain.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+            let key = PrivateKeyDer::from_pem_slice(c.key_pem.as_bytes()).map_err(|e| e.to_string())?;
+            Ok((chain, key))
+        };
+        let certificate = certificate
+            .map(read)
+            .transpose()
+            .map_err(ClientError::Certificate)?;
+        Ok(Self {
+            address,
+            dialer: Arc::new(dialer),
+            pin,
+            certificate,
+        })
+    }
+
+    /// First contact: asks for the identity document and proves it with the enrolment token. The
+    /// result is to be pinned.
+    ///
+    /// # Errors
+    /// When the agent does not answer, or anything in the document does not fit: the token, the
+    /// nonce, the instance, or the key that this very connection showed.
+    pub async fn enrol(&self, token: &Secret, instance: &str) -> Result<PinnedIdentity, ClientError> {
+        let mut nonce = [0; 32];
+        ring::rand::SystemRandom::new()
+            .fill(&mut nonce)
+            .map_err(|_| ClientError::Certificate("the system gives no random numbers".into()))?;
+        let nonce = to_hex(&nonce);
+        let path = format!("/v1/identity?nonce={nonce}");
+        let answer = self.get(&path, None).await?;
+        let identity: Identity = parse(&path, &success(&path, &answer)?.body)?;
+        let refuse = |reason: &str| ClientError::NotProven {
+            address: self.address,
+            reason: reason.into(),
+        };
+        let key = hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes());
+        let mac = from_hex(&identity.mac).ok_or_else(|| refuse("its MAC is not hex"))?;
+        // ring compares in constant time.
+        hmac::verify(&key, &identity.message(), &mac)
+            .map_err(|_| refuse("its MAC was not made with this instance's enrolment token"))?;
+        if identity.nonce != nonce {
+            return Err(refuse("it answers another question (a replay)"));
+        }
+        if identity.instance != instance {
+            return Err(refuse(&format!(
+                "it is for instance {:?}, not {instance:?}",
+                identity.instance
+            )));
+        }
+        if identity.tls_spki_sha256 != answer.spki {
+            return Err(refuse(
+                "it names another TLS key than the one that this connection shows",
+            ));
+        }
+        Ok(PinnedIdentity {
+            tls_spki_sha256: answer.spki,
+            host_keys: identity.host_keys,
+        })
+    }
+
+    /// Whether the agent lives (`/livez`).
+    ///
+    /// # Errors
+    /// When it does not answer, or not with success.
+    pub async fn livez(&self) -> Result<(), ClientError> {
+        let answer = self.get("/livez", self.required_pin()?).await?;
+        success("/livez", &answer).map(drop)
+    }
+
+    /// Whether the instance is ready (`/readyz`): `Ok(Err(ids))` names the checks that fail.
+    ///
+    /// # Errors
+    /// When the agent does not answer, or neither with ready nor with not ready.
+    pub async fn readyz(&self) -> Result<Result<(), Vec<String>>, ClientError> {
+        let answer = self.get("/readyz", self.required_pin()?).await?;
+        if answer.status == 503 {
+            return Ok(Err(answer
+                .body
+                .lines()
+                .map(|line| line.trim().to_owned())
+                .collect()));
+        }
+        success("/readyz", &answer).map(|_| Ok(()))
+    }
+
+    /// The health report (`/v1/health`), over mutual TLS.
+    ///
+    /// # Errors
+    /// When the agent does not answer, refuses the certificate, or answers something else.
+    pub async fn health(&self) -> Result<Report, ClientError> {
+        let answer = self.get("/v1/health", self.required_pin()?).await?;
+        parse("/v1/health", &success("/v1/health", &answer)?.body)
+    }
+
+    fn required_pin(&self) -> Result<Option<String>, ClientError> {
+        if self.pin.is_some() {
+            return Ok(self.pin.clone());
+        }
+        let reason = "no key is pinned for it yet".into();
+        Err(ClientError::NotProven {
+            address: self.address,
+            reason,
+        })
+    }
+
+    async fn get(&self, path: &str, pin: Option<String>) -> Result<Answer, ClientError> {
+        let verifier = Arc::new(PinVerifier::new(pin.clone()));
+        let exchange = tokio::time::timeout(TIMEOUT, self.exchange(path, Arc::clone(&verifier)));
+        let result = exchange.await.unwrap_or_else(|_| {
+            Err(ClientError::Unreachable {
+                address: self.address,
+                reason: format!("no answer within {} s", TIMEOUT.as_secs()),
+            })
+        });
+        // Whatever TLS made of it, this is the reason.
+        if let (Some(expected), Some(presented)) = (pin, verifier.seen())
+            && expected != presented
+        {
+            return Err(ClientError::WrongKey {
+                address: self.address,
+                expected,
+                presented,
+            });
+        }
+        result
+    }
+
+    async fn exchange(&self, path: &str, verifier: Arc<PinVerifier>) -> Result<Answer, ClientError> {
+        let address = self.address;
+        let failed = |reason: String| ClientError::Exchange { address, reason };
+        let unreachable = |e: std::io::Error| ClientError::Unreachable {
+            address,
+            reason: e.to_string(),
+        };
+        let dialer = Arc::clone(&self.dialer);
+        let dialed = tokio::task::spawn_blocking(move || dialer.dial(address, TIMEOUT)).await;
+        let stream = dialed.map_err(|e| failed(e.to_string()))?.map_err(unreachable)?;
+        stream.set_nonblocking(true).map_err(unreachable)?;
+        let stream = tokio::net::TcpStream::from_std(stream).map_err(unreachable)?;
+        let config = self.tls(Arc::clone(&verifier))?;
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let name = ServerName::IpAddress(address.ip().into());
+        let stream = connector
+            .connect(name, stream)
+            .await
+            .map_err(|e| failed(e.to_string()))?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|e| failed(causes(&e)))?;
+        let request = Request::get(path)
+            .header("host", address.to_string())
+            .header("user-agent", concat!("portcullisctl/", env!("CARGO_PKG_VERSION")))
+            .body(Empty::<Bytes>::new())
+            .map_err(|e| failed(e.to_string()))?;
+        let driver = tokio::spawn(connection);
+        let answered = async {
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|e| failed(causes(&e)))?;
+            let status = response.status().as_u16();
+            let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+            let body = body.map_err(|e| failed(e.to_string()))?.to_bytes();
+            let spki = verifier.seen().unwrap_or_default();
+            Ok(Answer {
+                status,
+                body: String::from_utf8_lossy(&body).into_owned(),
+                spki,
+            })
+        }
+        .await;
+        driver.abort();
+        answered
+    }
+
+    fn tls(&self, verifier: Arc<PinVerifier>) -> Result<rustls::ClientConfig, ClientError> {
+        let wrong = |e: rustls::Error| ClientError::Certificate(e.to_string());
+        let builder =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+                .map_err(wrong)?
+                .dangerous()
+                .with_custom_certificate_verifier(verifier);
+        match &self.certificate {
+            Some((chain, key)) => builder
+                .with_client_auth_cert(chain.clone(), key.clone_key())
+                .map_err(wrong),
+            None => Ok(builder.with_no_client_auth()),
+        }
+    }
+}
+
+fn success<'a>(path: &str, answer: &'a Answer) -> Result<&'a Answer, ClientError> {
+    if answer.status == 200 {
+        return Ok(answer);
+    }
+    let body = answer.body.trim().chars().take(300).collect();
+    Err(ClientError::Status {
+        path: path.to_owned(),
+        status: answer.status,
+        body,
+    })
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &str, body: &str) -> Result<T, ClientError> {
+    serde_json::from_str(body).map_err(|e| ClientError::Malformed {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })
+}
+
+/// An error with all that caused it: hyper's own text leaves the cause out.
+fn causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |e| e.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// Runs a question to its end on a thread of its own, so that it can be asked from anywhere, async
+/// code too.
+pub fn blocking<T: Send>(
+    question: impl Future<Output = Result<T, ClientError>> + Send,
+) -> Result<T, ClientError> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime
+                .map_err(|e| ClientError::Certificate(format!("no runtime: {e}")))?
+                .block_on(question)
+        });
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(ClientError::Certificate("the asking thread panicked".into())))
+    })
+}

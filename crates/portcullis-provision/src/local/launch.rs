@@ -1,0 +1,502 @@
+//! Launching local instances: from what the caller asked for to running machines, or to nothing.
+//!
+//! May not live here: images (image.rs), and waiting for the agent (the crate's `wait`).
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use portcullis_protocol::identity::to_hex;
+use portcullis_protocol::spec::{Firewall, Name, SPEC_VERSION};
+use portcullis_protocol::{
+    AuthorizedKey, Cluster, ControlPlane, FirewallRule, Generation, Instance as SpecInstance, PortRange,
+    Protocol, PublicKey, Secret, Spec, UserName,
+};
+use ring::rand::SecureRandom as _;
+
+use super::image::{Image, ImageRequest};
+use super::instance::{Instance, Process, Record, State};
+use super::network::{GATEWAY, hardware_address};
+use super::{LocalProvider, image, make_folder, put};
+use crate::userdata::{UserDataOptions, render};
+use crate::{Error, Progress, Result};
+
+const BOOT_SCRIPT: &str = include_str!("boot.sh");
+
+/// How long a boot may take: far more than the few seconds it needs, for busy machines.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// What to launch.
+#[derive(Clone, Debug)]
+pub struct LaunchRequest {
+    /// Its name: 1 to 32 of a-z, 0-9 and `-`.
+    pub name: String,
+    /// The cluster that it joins, if any.
+    pub cluster: Option<String>,
+    /// For whom the keys are.
+    pub user: UserName,
+    /// The keys that log in.
+    pub keys: Vec<PublicKey>,
+    /// What is let in.
+    pub rules: Vec<FirewallRule>,
+    /// What cloud-init is told besides the spec.
+    pub user_data: UserDataOptions,
+    /// Which image it boots.
+    pub image: ImageRequest,
+}
+
+impl LocalProvider {
+    /// Launches an instance and waits until it is up. Whether it is *ready* is for
+    /// [`crate::wait::wait`] to say.
+    ///
+    /// # Errors
+    /// When anything fails; then nothing of the instance is left.
+    pub fn launch(&self, request: &LaunchRequest, progress: &dyn Progress) -> Result<Instance> {
+        let mut launched = self.launch_many(std::slice::from_ref(request), progress)?;
+        launched
+            .pop()
+            .ok_or_else(|| Error::Failed("nothing was launched".into()))
+    }
+
+    /// Launches instances at once: those of one cluster know each other from generation 1, and
+    /// members that run already get a new generation that names the new ones.
+    ///
+    /// # Errors
+    /// When anything fails; then nothing of any of them is left.
+    pub fn launch_many(&self, requests: &[LaunchRequest], progress: &dyn Progress) -> Result<Vec<Instance>> {
+        for (i, request) in requests.iter().enumerate() {
+            check_name(&request.name)?;
+            let twice = requests[..i].iter().any(|other| other.name == request.name);
+            if twice || self.instance_folder(&request.name).exists() {
+                return Err(Error::BadInput(format!(
+                    "{} is there already: `portcullisctl terminate {0}` ends it",
+                    request.name
+                )));
+            }
+        }
+        let images = requests
+            .iter()
+            .map(|request| self.ensure_image(&request.image, progress));
+        let images = images.collect::<Result<Vec<_>>>()?;
+        let client_ca = self.ca()?.certificate_pem().to_owned();
+        let mut undo = Undo {
+            provider: self,
+            names: Vec::new(),
+        };
+        let mut launched = self.allocate(requests, &images, &client_ca, &mut undo)?;
+        let mut members = self.list()?;
+        members.retain(|member| !launched.iter().any(|new| new.name() == member.name()));
+        introduce(&mut launched, &members)?;
+        for (instance, request) in launched.iter().zip(requests) {
+            progress.step(&format!("booting {}", instance.name()));
+            instance.save()?;
+            prepare(instance, &request.user_data)?;
+            self.start(instance)?;
+        }
+        for instance in &launched {
+            progress.step(&format!("waiting until {} is up", instance.name()));
+            wait_booted(instance)?;
+        }
+        for member in members
+            .iter_mut()
+            .filter(|member| member.state() == State::Running)
+        {
+            let peers = new_peers(member, &launched)?;
+            member.change_peers(|known| known.extend(peers))?;
+        }
+        undo.names.clear();
+        Ok(launched)
+    }
+
+    /// Takes folders and addresses for all, so that all addresses are known before the first boots.
+    fn allocate(
+        &self,
+        requests: &[LaunchRequest],
+        images: &[Image],
+        client_ca: &str,
+        undo: &mut Undo<'_>,
+    ) -> Result<Vec<Instance>> {
+        let _lock = image::lock(&self.state_dir().join(".lock"))?;
+        self.network().ensure()?;
+        make_folder(&self.state_dir().join("instances"))?;
+        let mut allocated = Vec::new();
+        for (request, image) in requests.iter().zip(images) {
+            let folder = self.instance_folder(&request.name);
+            fs::create_dir(&folder).map_err(Error::file("make", &folder))?;
+            undo.names.push(request.name.clone());
+            let spec = new_spec(request, client_ca)?;
+            let instance = Instance {
+                folder,
+                network: self.network().clone(),
+                record: Record {
+                    name: request.name.clone(),
+                    number: self.network().take_number(&request.name)?,
+                    user: request.user.clone(),
+                    layers: image.layers.clone(),
+                    agent: image.agent,
+                    created: jiff::Timestamp::now(),
+                    spec,
+                    identity: None,
+                },
+            };
+            instance.save()?;
+            allocated.push(instance);
+        }
+        Ok(allocated)
+    }
+
+    /// Starts the booter, detached, and waits until it has made the first process.
+    fn start(&self, instance: &Instance) -> Result<()> {
+        let (name, folder) = (instance.name(), instance.folder.as_path());
+        let layers: Vec<_> = instance
+            .record
+            .layers
+            .iter()
+            .map(|layer| layer.to_string_lossy())
+            .collect();
+        let network = self.network();
+        let log = folder.join("console.log");
+        let output = File::create(&log).map_err(Error::file("make", &log))?;
+        let errors = output.try_clone().map_err(Error::file("open", &log))?;
+        let mut child = Command::new("setsid")
+            .args([
+                "--fork",
+                "sh",
+                "-c",
+                "echo $$ > \"$2/booter.new\"; exec sh \"$2/boot.sh\" \"$@\"",
+                "boot",
+            ])
+            .arg(name)
+            .arg(folder)
+            .arg(layers.join(":"))
+            .args([
+                network.member(name),
+                network.name(),
+                format!("v{}", instance.record.number),
+            ])
+            .arg(hardware_address(instance.record.number))
+            .arg(self.cgroup(name)?)
+            .current_dir("/")
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .spawn()
+            .map_err(|e| Error::Failed(format!("can't run setsid: {e}; {}", image::INSTALL_HINT)))?;
+        child.wait().map_err(|e| Error::Failed(format!("setsid: {e}")))?;
+        let until = Instant::now() + Duration::from_secs(15);
+        let mut booter: Option<Process> = None;
+        while instance.process().is_none() {
+            if booter.is_none()
+                && let Some(pid) = image::read_lossy(&folder.join("booter.new")).trim().parse().ok()
+                && let Some(process) = Process::of(pid)
+            {
+                put(&folder.join("booter"), &process.to_line(), 0o600)?;
+                booter = Some(process);
+            }
+            if Instant::now() > until || booter.is_some_and(|booter| !booter.runs()) {
+                return Err(not_booted(instance, "its first process did not start"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if booter.is_none() {
+            return Err(not_booted(instance, "its booter can't be told"));
+        }
+        Ok(())
+    }
+}
+
+/// Removes what a failed launch made.
+struct Undo<'a> {
+    provider: &'a LocalProvider,
+    names: Vec<String>,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        for name in &self.names {
+            if let Err(error) = self.provider.destroy(name) {
+                eprintln!("can't remove what is left of {name}: {error}");
+            }
+        }
+        if !self.names.is_empty() {
+            let _ = self.provider.remove_idle_network();
+        }
+    }
+}
+
+/// Whether `member` and `other` belong to the same cluster.
+fn together(member: &Instance, other: &Instance) -> bool {
+    member.cluster().is_some() && member.cluster() == other.cluster() && member.id() != other.id()
+}
+
+/// Those of `launched` that are peers of `member`.
+fn new_peers(member: &Instance, launched: &[Instance]) -> Result<Vec<portcullis_protocol::Peer>> {
+    launched
+        .iter()
+        .filter(|new| together(member, new))
+        .map(Instance::as_peer)
+        .collect()
+}
+
+/// Puts each other and the running members of the same cluster into the new instances' specs.
+fn introduce(launched: &mut [Instance], members: &[Instance]) -> Result<()> {
+    let others: Vec<Instance> = launched
+        .iter()
+        .chain(members.iter().filter(|member| member.state() == State::Running))
+        .cloned()
+        .collect();
+    for instance in launched {
+        let peers = new_peers(instance, &others)?;
+        if let Some(cluster) = &mut instance.record.spec.cluster {
+            cluster.peers = peers;
+        }
+    }
+    Ok(())
+}
+
+fn new_spec(request: &LaunchRequest, client_ca: &str) -> Result<Spec> {
+    let name = |text: &str, field: &str| -> Result<Name> {
+        text.parse().map_err(|e| Error::BadInput(format!("{field}: {e}")))
+    };
+    let keys = request.keys.iter();
+    let spec = Spec {
+        version: SPEC_VERSION,
+        generation: Generation::FIRST,
+        instance: SpecInstance {
+            id: name(&format!("i-{}", random_hex(8)?), "id")?,
+            name: Some(name(&request.name, "name")?),
+            ref_id: None,
+        },
+        cluster: match &request.cluster {
+            Some(id) => Some(Cluster {
+                id: name(id, "--cluster")?,
+                peers: Vec::new(),
+            }),
+            None => None,
+        },
+        authorized_keys: keys
+            .map(|key| AuthorizedKey {
+                user: request.user.clone(),
+                key: key.clone(),
+                expires: None,
+            })
+            .collect(),
+        firewall: Firewall {
+            ingress: request.rules.clone(),
+            egress: Vec::new(),
+        },
+        control_plane: Some(ControlPlane {
+            sources: GATEWAY.map(Into::into).to_vec(),
+            client_ca: Some(client_ca.to_owned()),
+            external_id: Some(Secret::new(random_hex(16)?)),
+            report_url: None,
+            enrolment_token: Some(Secret::new(random_hex(32)?)),
+        }),
+    };
+    // What the agent would refuse is refused here, with the same words.
+    Spec::from_json(&spec.to_json()).map_err(|e| Error::BadInput(format!("{}: {e}", request.name)))
+}
+
+fn random_hex(bytes: usize) -> Result<String> {
+    let mut random = vec![0; bytes];
+    ring::rand::SystemRandom::new()
+        .fill(&mut random)
+        .map_err(|_| Error::Failed("the system gives no random numbers".into()))?;
+    Ok(to_hex(&random))
+}
+
+/// Lays out the instance's own layer: its name and cloud-init's seed.
+fn prepare(instance: &Instance, options: &UserDataOptions) -> Result<()> {
+    let (name, folder) = (instance.name(), &instance.folder);
+    put(&folder.join("boot.sh"), BOOT_SCRIPT, 0o700)?;
+    let root = folder.join("upper");
+    put(&root.join("etc/hostname"), &format!("{name}\n"), 0o644)?;
+    let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost\n");
+    put(&root.join("etc/hosts"), &hosts, 0o644)?;
+    if !instance.has_agent() {
+        // The user-data starts the agent; without one, that must not make cloud-init fail.
+        let unit = "[Service]\nType=oneshot\nExecStart=/bin/true\n";
+        put(&root.join("etc/systemd/system/portcullis.service"), unit, 0o644)?;
+    }
+    let work = folder.join("work");
+    fs::create_dir(&work).map_err(Error::file("make", &work))?;
+    let seed = root.join("var/lib/cloud/seed/nocloud");
+    let meta = serde_json::json!({"instance-id": instance.id(), "local-hostname": name});
+    put(&seed.join("meta-data"), &meta.to_string(), 0o600)?;
+    put(&seed.join("user-data"), &render(instance.spec(), options), 0o600)?;
+    put(&seed.join("network-config"), &network_config(instance), 0o600)
+}
+
+fn network_config(instance: &Instance) -> String {
+    let [v4, v6] = instance.addresses();
+    let [gateway4, gateway6] = GATEWAY;
+    serde_json::json!({
+        "version": 2,
+        "ethernets": {"eth0": {
+            "dhcp4": false,
+            "dhcp6": false,
+            "accept-ra": false,
+            "addresses": [format!("{v4}/24"), format!("{v6}/64")],
+            "routes": [{"to": "0.0.0.0/0", "via": gateway4}, {"to": "::/0", "via": gateway6}],
+        }},
+    })
+    .to_string()
+}
+
+/// Waits until systemd has done what was to be done at boot, cloud-init's part too.
+pub(crate) fn wait_booted(instance: &Instance) -> Result<()> {
+    let until = Instant::now() + BOOT_TIMEOUT;
+    let mut state = String::from("not started");
+    while Instant::now() < until {
+        if instance.state() == State::Stopped {
+            return Err(not_booted(instance, "it went off"));
+        }
+        if let Ok(output) = instance.exec(&["systemctl", "is-system-running"]) {
+            format!("{}{}", output.stdout, output.stderr)
+                .trim()
+                .clone_into(&mut state);
+            if state == "running" || state == "degraded" {
+                return Ok(());
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Err(not_booted(
+        instance,
+        &format!("systemd still says {state:?} after {} s", BOOT_TIMEOUT.as_secs()),
+    ))
+}
+
+fn not_booted(instance: &Instance, why: &str) -> Error {
+    let console = instance.console_tail(12);
+    Error::Failed(format!(
+        "{} did not boot: {why}. Its console's last lines:\n{console}",
+        instance.name()
+    ))
+}
+
+/// Checks an instance's name: 1 to 32 of a-z, 0-9 and `-`, which begins with a letter.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let letters = name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if letters && name.len() <= 32 && name.bytes().next().is_some_and(|b| b.is_ascii_lowercase()) {
+        return Ok(());
+    }
+    Err(Error::BadInput(format!(
+        "{name:?} is not an instance's name: 1 to 32 of a-z, 0-9 and '-', a letter first"
+    )))
+}
+
+/// Reads a rule as the command line has it: `22/tcp`, `80-90/udp@10.0.0.0/8`, `icmp`.
+///
+/// # Errors
+/// Which part of it is wrong.
+pub fn parse_allow(text: &str) -> Result<FirewallRule, String> {
+    let (what, source) = text
+        .split_once('@')
+        .map_or((text, None), |(what, source)| (what, Some(source)));
+    let (ports, protocol) = match what.split_once('/') {
+        Some((ports, protocol)) => (Some(ports.parse::<PortRange>()?), protocol.parse::<Protocol>()?),
+        None => (None, what.parse::<Protocol>()?),
+    };
+    // A bare number would be an IP protocol, but who writes 22 means a port.
+    if protocol.has_ports() != ports.is_some() || matches!(protocol, Protocol::Number(_)) {
+        return Err(format!(
+            "{text:?}: write it like 22/tcp, 80-90/udp@10.0.0.0/8 or icmp"
+        ));
+    }
+    let sources = source.map(str::parse).transpose()?.into_iter().collect();
+    let id: String = std::iter::once("allow-").chain([text]).collect::<String>();
+    let id = id.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.', "-");
+    Ok(FirewallRule {
+        id: id.parse()?,
+        protocol,
+        ports,
+        sources,
+    })
+}
+
+/// Reads public keys from a file: one a line; empty lines and those that begin with `#` are skipped.
+///
+/// # Errors
+/// When the file can't be read or a line is not a key; with the line's number.
+pub fn read_keys(path: &Path) -> Result<Vec<PublicKey>> {
+    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let lines = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+    let keys = lines.map(|(number, line)| {
+        let key = line.parse::<PublicKey>();
+        key.map_err(|e| Error::BadInput(format!("{}: line {}: {e}", path.display(), number + 1)))
+    });
+    let keys = keys.collect::<Result<Vec<_>>>()?;
+    if keys.is_empty() {
+        return Err(Error::BadInput(format!("{}: no key is in it", path.display())));
+    }
+    Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_of_the_command_line() {
+        for (text, id, shown) in [
+            ("22/tcp", "allow-22-tcp", "22/tcp from anywhere"),
+            (
+                "80-90/udp@10.0.0.0/8",
+                "allow-80-90-udp-10.0.0.0-8",
+                "80-90/udp from 10.0.0.0/8",
+            ),
+            ("icmp", "allow-icmp", "icmp from anywhere"),
+            (
+                "443/any@fd00::/8",
+                "allow-443-any-fd00---8",
+                "443/any from fd00::/8",
+            ),
+        ] {
+            let rule = parse_allow(text).unwrap();
+            assert_eq!(rule.to_string(), format!("{id}: {shown}"));
+        }
+        for bad in [
+            "",
+            "22",
+            "tcp",
+            "22/icmp",
+            "0/tcp",
+            "9-1/tcp",
+            "22/tcp@x",
+            "22/tcp/udp",
+            "70000/tcp",
+        ] {
+            assert!(parse_allow(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        for good in ["a", "gpu-0"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "..", "a/b", "-a", "0", "A", "a b", &"a".repeat(33)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bad_key_is_named_by_its_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "# mine\n\nssh-rsa nonsense\n").unwrap();
+        let error = read_keys(file.path()).unwrap_err();
+        assert!(
+            error.to_string().contains("line 3") && error.exit_code() == 2,
+            "{error}"
+        );
+    }
+}
