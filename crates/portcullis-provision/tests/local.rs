@@ -319,8 +319,9 @@ fn reach_sees_what_a_firewall_does() {
     };
     use Reached::{Closed, Filtered, Open};
     assert_eq!(seen(), [Open, Open, Open, Open, Closed, Closed]);
-    let rules = "table inet gate { chain in { type filter hook input priority 0;
-        meta l4proto { tcp, udp } ct state new iifname eth0 drop; } }";
+    let rules = "table inet gate { chain incoming { type filter hook input priority 0;
+        meta l4proto { tcp, udp } ct state new iifname eth0 drop; }
+ }";
     assert!(
         instance
             .exec_with_input(&["nft", "-f", "-"], rules.as_bytes())

@@ -305,7 +305,8 @@ fn table(cells: &[Cell]) -> String {
         .iter()
         .map(|(name, _)| name.chars().count())
         .max()
-        .unwrap_or(0);
+        .unwrap_or(0)
+        .max("FROM → TO".chars().count());
     let width = |column: &str| column.len().max("unreachable!".len());
     let mut text = format!("{:first$}", "FROM → TO");
     for column in &columns {

@@ -32,6 +32,9 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     for row in rows {
         table.add_row(row);
     }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     let text = table.to_string();
     text.lines()
         .map(|line| line.trim_end().to_owned() + "\n")

@@ -9,6 +9,7 @@ mod image;
 mod instance;
 mod launch;
 mod network;
+mod request;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -18,8 +19,9 @@ use std::time::{Duration, Instant};
 pub use exec::Output;
 pub use image::{DEFAULT_SUITE, INSTALL_HINT, Image, ImageRequest, find_deb};
 pub use instance::{AGENT_PORT, Instance, State};
-pub use launch::{LaunchRequest, parse_allow, read_keys};
+pub use launch::LaunchRequest;
 pub use network::{GATEWAY, Network, Outsider, in_namespace};
+pub use request::{parse_allow, read_keys};
 
 use crate::ca::{Ca, ClientCertificate, DEFAULT_LIFETIME};
 use crate::{Error, Progress, Result};
@@ -139,7 +141,7 @@ impl LocalProvider {
     /// # Errors
     /// When there is none; the message lists those that there are.
     pub fn get(&self, name: &str) -> Result<Instance> {
-        launch::check_name(name)?;
+        request::check_name(name)?;
         let folder = self.instance_folder(name);
         if folder.join("instance.json").exists() {
             return Instance::load(&folder, &self.network);
@@ -164,7 +166,7 @@ impl LocalProvider {
     /// When something can't be removed, or a remaining member can't be told.
     pub fn terminate(&self, names: &[&str]) -> Result<()> {
         for name in names {
-            launch::check_name(name)?;
+            request::check_name(name)?;
         }
         let gone: Vec<String> = names
             .iter()
@@ -226,7 +228,7 @@ impl LocalProvider {
     /// # Errors
     /// When the name is taken or the namespace can't be made.
     pub fn outsider(&self, name: &str) -> Result<Outsider> {
-        launch::check_name(name)?;
+        request::check_name(name)?;
         let _lock = image::lock(&self.state.join(".lock"))?;
         self.network.ensure()?;
         Outsider::new(&self.network, name)
