@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use portcullis_protocol::{PublicKey, Report, Status};
 use serde::Serialize;
@@ -36,6 +37,9 @@ const PORTS: [(Transport, u16, bool); 4] = [
     (Transport::Tcp, 9000, false),
     (Transport::Udp, 9001, false),
 ];
+
+/// The stranger's name.
+const STRANGER: &str = "stranger";
 
 /// Where the stranger listens.
 const STRANGER_PORT: u16 = 8443;
@@ -73,16 +77,20 @@ struct Outcome {
 struct TakeDown {
     provider: LocalProvider,
     keep: bool,
+    interrupted: AtomicBool,
 }
 
 impl TakeDown {
     fn run(&self) -> Result<()> {
-        if self.keep {
+        if self.keep || !self.provider.state_dir().exists() {
             return Ok(());
         }
         self.provider.terminate_all()?;
         let folder = self.provider.state_dir();
-        std::fs::remove_dir_all(folder).map_err(Error::file("remove", folder))
+        match std::fs::remove_dir_all(folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", folder)(e)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -93,12 +101,18 @@ impl Demo {
         let images = context.provider()?.state_dir().to_owned();
         let folder = images.join(format!("demo-{}", std::process::id()));
         let provider = LocalProvider::open(&folder)?.with_images(images);
+        let interrupted = AtomicBool::new(false);
         let take_down = Arc::new(TakeDown {
             provider: provider.clone(),
             keep: self.keep,
+            interrupted,
         });
         on_interrupt(Arc::clone(&take_down))?;
         let outcome = self.show(context, &provider);
+        while take_down.interrupted.load(Ordering::SeqCst) {
+            // What failed now failed because of the interruption, whose thread ends the process.
+            std::thread::park();
+        }
         let taken_down = take_down.run();
         if self.keep {
             eprintln!(
@@ -124,7 +138,7 @@ impl Demo {
     fn show(&self, context: &Context, provider: &LocalProvider) -> Result<Outcome> {
         let progress = context.progress();
         let instances = provider.launch_many(&self.requests()?, progress.as_ref())?;
-        let stranger = provider.outsider("stranger")?;
+        let stranger = provider.outsider(STRANGER)?;
         progress.step("starting listeners");
         for instance in &instances {
             let ports: Vec<_> = PORTS[1..]
@@ -142,7 +156,10 @@ impl Demo {
             for (instance, report) in instances.iter().zip(&reports) {
                 output::print(&(output::report(instance.name(), report) + "\n"));
             }
-            output::print(&table(&cells));
+            let (outbound, inbound): (Vec<&Cell>, Vec<&Cell>) =
+                cells.iter().partition(|cell| cell.to == STRANGER);
+            output::print(&format!("{}\n{}\n", table(&inbound), table(&outbound)));
+            output::print("A cell with ! is not as expected.\n");
         }
         Ok(Outcome {
             reports,
@@ -197,7 +214,12 @@ fn on_interrupt(take_down: Arc<TakeDown>) -> Result<()> {
         .map_err(failed)?;
     std::thread::spawn(move || {
         if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+            take_down.interrupted.store(true, Ordering::SeqCst);
             eprintln!("interrupted: taking everything down");
+            // A launch that was under way fails as its folder vanishes; the second pass takes what it
+            // had just made.
+            let _ = take_down.run();
+            std::thread::sleep(std::time::Duration::from_millis(500));
             if let Err(error) = take_down.run() {
                 eprintln!("portcullisctl: {error}");
             }
@@ -212,7 +234,7 @@ fn reachability(instances: &[Instance], stranger: &Outsider) -> Result<Vec<Cell>
     let failed = |e: std::io::Error| Error::Failed(format!("can't measure: {e}"));
     let _listener = Listener::new(stranger.path(), STRANGER_PORT).map_err(failed)?;
     let outside = Vantage {
-        label: "stranger".into(),
+        label: STRANGER.into(),
         namespace: stranger.path(),
     };
     let inside = |i: &Instance| Vantage {
@@ -236,8 +258,10 @@ fn reachability(instances: &[Instance], stranger: &Outsider) -> Result<Vec<Cell>
         ));
     };
     for to in instances {
-        let others = instances.iter().filter(|from| from.name() != to.name());
-        let friends = others.map(|from| (inside(from), from.cluster() == to.cluster()));
+        // Each also dials itself: what is filtered elsewhere is proven to listen.
+        let friends = instances
+            .iter()
+            .map(|from| (inside(from), from.cluster() == to.cluster()));
         for (from, member) in friends.chain([(outside.clone(), false)]) {
             for (transport, port, allowed) in PORTS {
                 for address in to.addresses() {
@@ -288,10 +312,10 @@ fn reachability(instances: &[Instance], stranger: &Outsider) -> Result<Vec<Cell>
 }
 
 /// Rows: from → to; columns: what was dialled. What differs from what is expected says so.
-fn table(cells: &[Cell]) -> String {
+fn table(cells: &[&Cell]) -> String {
     let mut columns: Vec<&str> = Vec::new();
     let mut rows: Vec<(String, Vec<&Cell>)> = Vec::new();
-    for cell in cells {
+    for &cell in cells {
         if !columns.contains(&cell.what.as_str()) {
             columns.push(&cell.what);
         }
@@ -307,7 +331,9 @@ fn table(cells: &[Cell]) -> String {
         .max()
         .unwrap_or(0)
         .max("FROM → TO".chars().count());
-    let width = |column: &str| column.len().max("unreachable!".len());
+    let words = cells.iter().map(|cell| cell.measured.to_string().len() + 1);
+    let word_width = words.max().unwrap_or(0);
+    let width = |column: &str| column.len().max(word_width);
     let mut text = format!("{:first$}", "FROM → TO");
     for column in &columns {
         text += &format!("  {column:<0$}", width(column));
@@ -330,7 +356,7 @@ fn table(cells: &[Cell]) -> String {
         }
         text += "\n";
     }
-    text + "A cell with ! is not as expected.\n"
+    text
 }
 
 #[cfg(test)]
@@ -351,12 +377,12 @@ mod tests {
             cell("tcp/1 v4", Reached::Filtered, true),
             cell("tcp/2 v4", Reached::Open, false),
         ];
-        let text = anstream::adapter::strip_str(&table(&cells)).to_string();
+        let text = anstream::adapter::strip_str(&table(&cells.iter().collect::<Vec<_>>())).to_string();
         assert!(
             text.lines()
                 .nth(1)
                 .unwrap()
-                .starts_with("a → b      filtered      open!"),
+                .starts_with("a → b      filtered   open!"),
             "{text}"
         );
     }
