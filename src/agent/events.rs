@@ -184,7 +184,7 @@ impl Sources {
             Some(()) = self.units.recv() => {
                 sleep(SETTLE_UNITS).await;
                 let _ = self.units.try_recv();
-                Event::Look([Scope::Systemd, Scope::Logins].into())
+                Event::Look([Scope::Units].into())
             }
             () = until(expiry) => Event::Look([Scope::Logins].into()),
             () = until(watchdog) => Event::Watchdog,

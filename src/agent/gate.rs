@@ -78,10 +78,13 @@ impl Gatekeeper {
         };
         match &applied {
             Ok(()) => self.applied = Some(planned.clone()),
-            Err(reason) => error!(
-                MESSAGE_ID = id::GATE_FAILED,
-                reason, "the gate could not be applied"
-            ),
+            Err(reason) => {
+                error!(
+                    MESSAGE_ID = id::GATE_FAILED,
+                    REASON = reason,
+                    "the gate could not be applied: {reason}"
+                );
+            }
         }
         observation::Gate {
             planned,

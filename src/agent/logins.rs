@@ -118,14 +118,6 @@ async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Logi
         }
         (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
     };
-    if let (Err(reason), true) = (&installed, mode != Mode::Observe) {
-        warn!(
-            MESSAGE_ID = id::KEYS_FAILED,
-            USER = user.as_str(),
-            reason,
-            "keys could not be put in place"
-        );
-    }
     Login {
         user: user.clone(),
         keys,

@@ -25,7 +25,7 @@ use crate::health::push::Delivery;
 use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
-use crate::policy::observation::{Observations, Observed, Sshd, Systemd};
+use crate::policy::observation::{KeyState, Observations, Observed, Sshd, Systemd};
 use crate::system::{files, systemd};
 use control::refused;
 use gate::Gatekeeper;
@@ -39,6 +39,8 @@ pub enum Scope {
     Gate,
     /// systemd's own state.
     Systemd,
+    /// Whether systemd or a unit of sshd is in another state than before; if so, all of it.
+    Units,
     /// sshd and the keys.
     Logins,
     /// Our own endpoint.
@@ -157,6 +159,7 @@ impl Agent {
 
     /// Enforces and looks at what the scopes name, and publishes the report.
     pub async fn reconcile(&mut self, scopes: &BTreeSet<Scope>) {
+        let scopes = self.widened(scopes).await;
         if scopes.contains(&Scope::Gate) {
             self.seen.gate = self.keeper.reconcile(self.spec.as_ref());
         }
@@ -165,6 +168,7 @@ impl Agent {
                 create_users: self.settings.create_users,
             };
             let seen = logins::look(self.spec.as_ref(), &self.store, mode).await;
+            self.log_new_failures(&seen.keys);
             (self.seen.sshd, self.seen.keys, self.key_folders) = (seen.sshd, seen.keys, seen.folders);
         }
         if scopes.contains(&Scope::Systemd) {
@@ -174,6 +178,43 @@ impl Agent {
             self.seen.tls = server::observe(self.settings.listen, &self.identity).await;
         }
         self.publish();
+    }
+
+    /// systemd tells of every job of every unit. Only a state that differs is worth a login probe.
+    async fn widened(&self, scopes: &BTreeSet<Scope>) -> BTreeSet<Scope> {
+        let mut wide = scopes.clone();
+        if wide.remove(&Scope::Units) {
+            let (manager, units) = tokio::join!(systemd::manager_state(), systemd::sshd_units());
+            if manager != self.seen.systemd.manager_state {
+                wide.insert(Scope::Systemd);
+            }
+            if units != self.seen.sshd.units {
+                wide.insert(Scope::Logins);
+            }
+        }
+        wide
+    }
+
+    /// The same failure again is no news.
+    fn log_new_failures(&self, keys: &[KeyState]) {
+        for key in keys {
+            let before = self
+                .seen
+                .keys
+                .iter()
+                .find(|k| k.user == key.user && k.key == key.key);
+            if let Err(reason) = &key.installed
+                && before.is_none_or(|before| before.installed != key.installed)
+            {
+                let user = key.user.as_str();
+                warn!(
+                    MESSAGE_ID = id::KEYS_FAILED,
+                    USER = user,
+                    REASON = reason,
+                    "a key could not be put in place: {reason}"
+                );
+            }
+        }
     }
 
     fn publish(&mut self) {

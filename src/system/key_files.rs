@@ -99,7 +99,9 @@ fn hint(errno: &Errno) -> &'static str {
         Errno::ACCESS | Errno::PERM => ": check the owner and mode of the folders above, for its user",
         Errno::ROFS => ": mount the file system read-write, or put the keys outside the home",
         Errno::NOSPC | Errno::DQUOT => ": free space or raise the user's quota; the file is as it was",
-        Errno::NOSYS => ": openat2 needs Linux 5.6 or newer",
+        Errno::NOSYS => {
+            ": openat2 needs Linux 5.6 or newer, and a sandbox that lets it through (RestrictSUIDSGID= does not), and a sandbox that lets it through (RestrictSUIDSGID= does not)"
+        }
         Errno::NOENT => ": create it",
         _ => "",
     }

@@ -107,7 +107,8 @@ pub async fn watch_units(events: &mpsc::Sender<()>) -> Result<(), String> {
     }
 }
 
-async fn manager_state() -> Observed<String> {
+/// `SystemState` of the manager.
+pub async fn manager_state() -> Observed<String> {
     answered("tell its state", async {
         let bus = Connection::system().await?;
         ManagerProxy::new(&bus).await?.system_state().await
