@@ -4,14 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
 
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-
-use super::netlink::Connection;
+use super::netlink::{Attributes, Connection, RawMessage, u32_at};
 use super::readable::Readable;
 use crate::policy::links::Link;
 
@@ -20,8 +14,32 @@ const NETLINK_ROUTE: isize = 0;
 /// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`,
 /// `RTNLGRP_IPV6_ROUTE` (linux/rtnetlink.h).
 const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+
+/// Message types (linux/rtnetlink.h).
+const RTM_GETLINK: u16 = 18;
+const RTM_GETADDR: u16 = 22;
+const RTM_GETROUTE: u16 = 26;
+/// Lengths of `struct ifinfomsg`, `struct ifaddrmsg` and `struct rtmsg`.
+const LINK_HEADER: usize = 16;
+const ADDRESS_HEADER: usize = 8;
+const ROUTE_HEADER: usize = 12;
+/// Attributes (linux/if_link.h, linux/rtnetlink.h).
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_MULTIPATH: u16 = 9;
+/// Length of `struct rtnexthop`.
+const NEXT_HOP_HEADER: usize = 8;
+/// `AF_INET`; everything else that has routes is IPv6.
+const AF_INET: u8 = 2;
 /// `RT_TABLE_LOCAL`: the kernel's own table of local addresses.
 const TABLE_LOCAL: u8 = 255;
+/// `RTN_UNICAST`.
+const UNICAST: u8 = 1;
+/// `RT_SCOPE_LINK`: addresses of this scope and beyond reach no further than the link.
+const SCOPE_LINK: u8 = 253;
 
 /// All links with what the addresses and routes say of them.
 ///
@@ -30,89 +48,94 @@ const TABLE_LOCAL: u8 = 255;
 pub fn read() -> io::Result<Vec<Link>> {
     let mut connection = Connection::open(NETLINK_ROUTE, &[])?;
     let mut links = BTreeMap::new();
-    for message in connection.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
-        if let RouteNetlinkMessage::NewLink(link) = message {
-            links.insert(link.header.index, read_link(&link));
+    for message in connection.dump(&RawMessage::new(RTM_GETLINK, vec![0; LINK_HEADER]))? {
+        if let Some(link) = read_link(message.payload()) {
+            links.insert(link.index, link);
         }
     }
-    for message in connection.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
-        let RouteNetlinkMessage::NewAddress(address) = message else {
-            continue;
-        };
-        if let Some(link) = links.get_mut(&address.header.index) {
-            link.has_address |= address.attributes.iter().any(is_beyond_the_link);
-        }
+    for message in connection.dump(&RawMessage::new(RTM_GETADDR, vec![0; ADDRESS_HEADER]))? {
+        read_address(message.payload(), &mut links);
     }
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family;
-        for message in connection.dump(&RouteNetlinkMessage::GetRoute(request))? {
-            if let RouteNetlinkMessage::NewRoute(route) = message {
-                read_route(&route, &mut links);
-            }
-        }
+    for message in connection.dump(&RawMessage::new(RTM_GETROUTE, vec![0; ROUTE_HEADER]))? {
+        read_route(message.payload(), &mut links);
     }
     Ok(links.into_values().collect())
 }
 
-fn read_link(message: &LinkMessage) -> Link {
+fn read_link(payload: &[u8]) -> Option<Link> {
     let mut link = Link {
-        index: message.header.index,
+        index: u32_at(payload, 4)?,
         ..Link::default()
     };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Controller(index) => link.controller = Some(*index),
-            LinkAttribute::LinkInfo(infos) => {
-                link.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind_name(kind)),
-                    _ => None,
-                });
+    for attribute in Attributes::behind(payload, LINK_HEADER) {
+        match attribute.kind() {
+            IFLA_IFNAME => link.name = text(attribute.value()),
+            IFLA_MASTER => link.controller = u32_at(attribute.value(), 0),
+            IFLA_LINKINFO => {
+                let mut infos = Attributes::behind(attribute.value(), 0);
+                link.kind = infos
+                    .find(|info| info.kind() == IFLA_INFO_KIND)
+                    .map(|info| text(info.value()));
             }
             _ => {}
         }
     }
-    link
+    Some(link)
 }
 
-fn kind_name(kind: &InfoKind) -> String {
-    kind.to_string().to_ascii_lowercase()
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 
-fn is_beyond_the_link(attribute: &AddressAttribute) -> bool {
-    match attribute {
-        AddressAttribute::Address(IpAddr::V4(_)) | AddressAttribute::Local(IpAddr::V4(_)) => true,
-        AddressAttribute::Address(IpAddr::V6(v6)) => !v6.is_unicast_link_local(),
-        _ => false,
+fn read_address(payload: &[u8], links: &mut BTreeMap<u32, Link>) {
+    let (Some(scope), Some(index)) = (payload.get(3), u32_at(payload, 4)) else {
+        return;
+    };
+    if let Some(link) = links.get_mut(&index) {
+        link.has_address |= *scope < SCOPE_LINK;
     }
 }
 
-fn read_route(route: &RouteMessage, links: &mut BTreeMap<u32, Link>) {
-    let header = &route.header;
-    if header.kind != RouteType::Unicast || header.table == TABLE_LOCAL {
+fn read_route(payload: &[u8], links: &mut BTreeMap<u32, Link>) {
+    let [family, length, _, _, table, _, _, kind, ..] = payload else {
+        return;
+    };
+    if *kind != UNICAST || *table == TABLE_LOCAL {
         return;
     }
-    let host_length = if header.address_family == AddressFamily::Inet {
-        32
-    } else {
-        128
-    };
-    for index in outgoing(route) {
+    let host_length = if *family == AF_INET { 32 } else { 128 };
+    for index in outgoing(payload) {
         if let Some(link) = links.get_mut(&index) {
-            link.has_default_route |= header.destination_prefix_length == 0;
-            link.has_host_route |= header.destination_prefix_length == host_length;
+            link.has_default_route |= *length == 0;
+            link.has_host_route |= *length == host_length;
         }
     }
 }
 
-fn outgoing(route: &RouteMessage) -> Vec<u32> {
-    let indices = route.attributes.iter().flat_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => vec![*index],
-        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
-        _ => Vec::new(),
-    });
-    indices.collect()
+/// Indices of the interfaces that a route leads through.
+fn outgoing(payload: &[u8]) -> Vec<u32> {
+    let mut indices = Vec::new();
+    for attribute in Attributes::behind(payload, ROUTE_HEADER) {
+        match attribute.kind() {
+            RTA_OIF => indices.extend(u32_at(attribute.value(), 0)),
+            RTA_MULTIPATH => indices.extend(next_hops(attribute.value())),
+            _ => {}
+        }
+    }
+    indices
+}
+
+fn next_hops(mut rest: &[u8]) -> Vec<u32> {
+    let mut indices = Vec::new();
+    while let [low, high, ..] = rest {
+        let length = usize::from(u16::from_ne_bytes([*low, *high]));
+        indices.extend(u32_at(rest, 4));
+        if length < NEXT_HOP_HEADER {
+            break;
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    indices
 }
 
 /// Tells when a link, an address or a route comes, goes or changes.

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlaBuffer, NlasIterator,
 };
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -219,7 +219,7 @@ impl Connection {
     }
 }
 
-/// A netfilter message whose attributes are left as bytes.
+/// A message whose payload is left as bytes.
 #[derive(Clone, Debug)]
 pub struct RawMessage {
     kind: u16,
@@ -227,20 +227,46 @@ pub struct RawMessage {
 }
 
 impl RawMessage {
-    /// Of a message that is to be sent.
+    /// A message to be sent.
+    pub fn new(kind: u16, payload: Vec<u8>) -> Self {
+        Self { kind, payload }
+    }
+
+    /// Of a typed message that is to be sent.
     pub fn of<T: NetlinkSerializable>(message: &T) -> Self {
         let mut payload = vec![0; message.buffer_len()];
         message.serialize(&mut payload);
-        Self {
-            kind: message.message_type(),
-            payload,
-        }
+        Self::new(message.message_type(), payload)
     }
 
-    /// The attributes, behind the four bytes of `struct nfgenmsg`.
-    pub fn attributes(&self) -> &[u8] {
-        self.payload.get(4..).unwrap_or_default()
+    /// The family's own header, and the attributes behind it.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
     }
+}
+
+/// Attributes one after the other, up to the first that is none.
+pub struct Attributes<'a>(NlasIterator<&'a [u8]>);
+
+impl<'a> Attributes<'a> {
+    /// The attributes behind a header of that many bytes.
+    pub fn behind(bytes: &'a [u8], header: usize) -> Self {
+        Self(NlasIterator::new(bytes.get(header..).unwrap_or_default()))
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = NlaBuffer<&'a [u8]>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next()?.ok()
+    }
+}
+
+/// The host-endian number at an offset.
+pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    let bytes = bytes.get(offset..offset.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
 impl NetlinkSerializable for RawMessage {

@@ -5,7 +5,6 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{NlaBuffer, NlasIterator};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, GenAttribute, GenMessage, Hook as NftHook, NfTablesMessage, RuleAttribute, RuleMessage,
     SetAttribute, SetElementList, SetElementMessage, SetFlags, SetMessage,
@@ -20,7 +19,7 @@ use super::lower::{address_of, interface_of, raise};
 use crate::policy::ruleset::{
     Chain, Elements, Family, Hook, Rule, Ruleset, Set, TABLE, Verdict, predecessor,
 };
-use crate::system::netlink::{Connection, RawMessage};
+use crate::system::netlink::{Attributes, Connection, RawMessage};
 
 /// Attributes of set elements (linux/netfilter/nf_tables.h). They are read from the bytes: the
 /// library's parser writes out the rest of the message for each element, which takes minutes for
@@ -30,6 +29,8 @@ const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_FLAGS: u16 = 3;
 const NFTA_DATA_VALUE: u16 = 1;
 const INTERVAL_END: u8 = 1;
+/// Length of `struct nfgenmsg`.
+const GENMSG: usize = 4;
 
 /// How often reading starts anew when the rules changed meanwhile.
 const TRIES: usize = 5;
@@ -139,8 +140,10 @@ fn keys(connection: &mut Connection, set: &str) -> Result<Keys, Error> {
     let mut keys = Vec::new();
     let request = inet(NfTablesMessage::GetSetElement(request));
     for message in connection.dump(&RawMessage::of(&request))? {
-        for list in attributes(message.attributes()).filter(|a| a.kind() == NFTA_SET_ELEM_LIST_ELEMENTS) {
-            keys.extend(attributes(list.value()).filter_map(|element| key(element.value())));
+        for list in
+            Attributes::behind(message.payload(), GENMSG).filter(|a| a.kind() == NFTA_SET_ELEM_LIST_ELEMENTS)
+        {
+            keys.extend(Attributes::behind(list.value(), 0).filter_map(|element| key(element.value())));
         }
     }
     Ok(keys)
@@ -148,10 +151,10 @@ fn keys(connection: &mut Connection, set: &str) -> Result<Keys, Error> {
 
 fn key(element: &[u8]) -> Option<(Vec<u8>, bool)> {
     let (mut key, mut is_end) = (None, false);
-    for part in attributes(element) {
+    for part in Attributes::behind(element, 0) {
         match part.kind() {
             NFTA_SET_ELEM_KEY => {
-                key = attributes(part.value())
+                key = Attributes::behind(part.value(), 0)
                     .find(|d| d.kind() == NFTA_DATA_VALUE)
                     .map(|d| d.value().to_vec());
             }
@@ -160,10 +163,6 @@ fn key(element: &[u8]) -> Option<(Vec<u8>, bool)> {
         }
     }
     key.map(|key| (key, is_end))
-}
-
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
-    NlasIterator::new(bytes).map_while(Result::ok)
 }
 
 fn elements(flags: SetFlags, key_type: u32, key_len: u32, keys: Keys) -> Elements {
