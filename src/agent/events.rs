@@ -25,8 +25,6 @@ use crate::system::{links, nftables, systemd};
 const SETTLE: Duration = Duration::from_millis(5);
 /// systemd tells of every job; at boot there are hundreds.
 const SETTLE_UNITS: Duration = Duration::from_millis(100);
-/// Between two tries to reach D-Bus, which starts later than the daemon.
-const BUS_RETRY: Duration = Duration::from_millis(500);
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -139,10 +137,11 @@ impl Sources {
         let (unit_sender, units) = mpsc::channel(1);
         tokio::spawn(async move {
             while !unit_sender.is_closed() {
+                let was_there = systemd::bus_is_there();
                 if let Err(reason) = systemd::watch_units(&unit_sender).await {
                     tracing::debug!(reason, "systemd's units are not watched yet");
                 }
-                sleep(BUS_RETRY).await;
+                systemd::bus_may_answer(was_there).await;
             }
         });
         let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);

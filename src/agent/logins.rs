@@ -56,6 +56,9 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
         .flat_map(|s| &s.authorized_keys)
         .map(|k| k.user.clone())
         .collect();
+    if mode != Mode::Observe {
+        sshd::prepare();
+    }
     if let (Mode::Reconcile { .. }, Some(_)) = (mode, spec) {
         remove_departed(&users, store).await;
     }

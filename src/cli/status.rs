@@ -25,7 +25,14 @@ pub fn run(global: &Global, arguments: &StatusArguments) -> Result<(), Failure> 
     runtime()?.block_on(async {
         let mut shown = ask_report(&socket).await?;
         report::print(&shown, global.format)?;
-        while arguments.watch {
+        if !arguments.watch {
+            return if shown.ready {
+                Ok(())
+            } else {
+                Err(Failure::NotReady)
+            };
+        }
+        loop {
             tokio::time::sleep(WATCH_INTERVAL).await;
             let now = ask_report(&socket).await?;
             if now.checks != shown.checks || now.generation != shown.generation {

@@ -133,7 +133,7 @@ mod tests {
             ..pod.clone()
         };
         let settings = LinkSettings::default();
-        assert_eq!(names(&[pod.clone()], &settings), ["x"]);
+        assert_eq!(names(std::slice::from_ref(&pod), &settings), ["x"]);
         assert!(names(&[uplink], &settings).is_empty());
         let forced = LinkSettings {
             uplinks: ["x".to_owned()].into(),

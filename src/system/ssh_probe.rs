@@ -192,7 +192,10 @@ impl Connection {
     /// Says goodbye and waits until the connection is closed: sshd keeps a process for each open one.
     async fn leave(self) {
         // It may be closed already: then that was the goodbye.
-        let _ = self.handle.disconnect(Disconnect::ByApplication, "", "").await;
+        let _ = self
+            .handle
+            .disconnect(Disconnect::ByApplication, "portcullis login probe", "")
+            .await;
         let _ = self.handle.await;
     }
 }

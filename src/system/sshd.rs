@@ -3,6 +3,7 @@
 //! May not live here: talking SSH (`ssh_probe`), units (`systemd`), what is good or bad about it.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use portcullis_protocol::report::HostKey;
@@ -18,6 +19,9 @@ const PROGRAMS: [&str; 4] = [
     "/usr/lib/ssh/sshd",
     "/usr/bin/sshd",
 ];
+
+/// sshd(8), FILES: empty and root's.
+const PRIVILEGE_SEPARATION: &str = "/run/sshd";
 
 /// Where host keys are if the configuration could not be asked.
 const HOST_KEY_FOLDER: &str = "/etc/ssh";
@@ -88,6 +92,13 @@ impl Sshd {
 /// [`Sshd::effective_config`] of the instance's own sshd.
 pub async fn effective_config(user: Option<&UserName>) -> Observed<SshdConfig> {
     Sshd::find()?.effective_config(user).await
+}
+
+/// Makes the empty folder that sshd insists on, as its own service does: `sshd -T` answers before the
+/// service has run, and so keys are in place before anybody can try to log in. Best effort: without
+/// it, `sshd -T` says what is missing.
+pub fn prepare() {
+    let _ = fs::DirBuilder::new().mode(0o755).create(PRIVILEGE_SEPARATION);
 }
 
 /// The public host keys on disk: the configured ones, or if there is no configuration, those at the

@@ -15,6 +15,7 @@ use zbus::message::Type;
 use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, fdo};
 
 use super::command::{ask, said};
+use super::watch::{Topic, Watch};
 use crate::policy::observation::{Observed, Systemd, Unit};
 
 /// What sshd's units are called: Debian says ssh, the others sshd; a socket starts the service on demand.
@@ -25,6 +26,12 @@ const SYSTEMCTL: &str = "/usr/bin/systemctl";
 const MANAGER: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER_INTERFACE: &str = "org.freedesktop.systemd1.Manager";
+
+/// The system bus (dbus-daemon(1)).
+const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
+
+/// Between two tries to reach a bus that is there and does not answer, or where its coming can't be watched.
+const BUS_RETRY: Duration = Duration::from_secs(1);
 
 /// How long the bus, or systemd on it, may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,6 +111,32 @@ pub async fn watch_units(events: &mpsc::Sender<()>) -> Result<(), String> {
             signal = next_signal(&mut signals) => signal?,
             () = events.closed() => return Ok(()),
         }
+    }
+}
+
+/// Whether the bus's socket is there; it comes later than the daemon.
+pub fn bus_is_there() -> bool {
+    Path::new(BUS_SOCKET).exists()
+}
+
+/// Waits until it is worth trying to reach the bus again. Where its socket was missing: until it comes;
+/// where it was there and did not answer: for a while.
+pub async fn bus_may_answer(was_there: bool) {
+    if was_there || bus_appears().await.is_err() {
+        tokio::time::sleep(BUS_RETRY).await;
+    }
+}
+
+async fn bus_appears() -> std::io::Result<()> {
+    let mut watch = Watch::new()?;
+    loop {
+        // The folder comes with the socket, so its parent is watched until it is there.
+        watch.folder(Topic::Bus, Path::new("/run"))?;
+        let _ = watch.file(Topic::Bus, Path::new(BUS_SOCKET));
+        if bus_is_there() {
+            return Ok(());
+        }
+        watch.changed().await?;
     }
 }
 

@@ -23,6 +23,8 @@ pub enum Topic {
     Sshd,
     /// Users' key files and the folders above them.
     Keys,
+    /// The system bus.
+    Bus,
 }
 
 /// A folder, and the names in it that matter; none: all of them, and the folder itself.
