@@ -1,0 +1,16 @@
+//! The agent on real instances: systemd as the first process, sshd, cloud-init, a network of their own.
+//!
+//! Each test launches its own instances from the package that `make deb` made and takes them down
+//! again, also when it fails. Needs root and what `packaging/setup` installs; without it the tests
+//! fail, they never skip.
+//! May not live here: what can be tested without an instance.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test may end by panicking"
+)]
+
+mod cluster;
+mod lab;
+mod login;
