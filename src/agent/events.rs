@@ -5,13 +5,14 @@
 //! May not live here: what reconciling does.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{Agent, Scope, control};
@@ -116,10 +117,18 @@ struct Sources {
 impl Sources {
     async fn open(agent: &Agent) -> Result<Self, String> {
         let settings = agent.settings();
-        let listener = control::bind(&settings.socket).await;
-        let listener = listener.map_err(|e| format!("{}: {e}", settings.socket.display()))?;
         let (call_sender, calls) = mpsc::channel(8);
-        tokio::spawn(control::serve(listener, call_sender));
+        let socket = settings.socket.display();
+        match control::bind(&settings.socket).await {
+            Ok(listener) => {
+                tokio::spawn(control::serve(listener, call_sender));
+            }
+            // Two daemons would undo each other's work.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => return Err(format!("{socket}: {error}")),
+            Err(error) => {
+                warn!(MESSAGE_ID = id::DEGRADED, %error, "{socket}: local commands can't reach the daemon")
+            }
+        }
         match server::bind(settings.listen).await {
             Ok(listener) => {
                 tokio::spawn(server::serve(listener, agent.published(), agent.identity()));
@@ -177,7 +186,7 @@ impl Sources {
         let watchdog = self.watchdog.map(|interval| self.last_watchdog + interval);
         let event = tokio::select! {
             Some(call) = self.calls.recv() => Event::Call(call),
-            topics = changed(&mut self.watch) => Event::Files(topics),
+            topics = changed(&mut self.watch) => Event::Files(settled(&mut self.watch, topics).await),
             () = happened(&self.gate, nftables::Events::next) => Event::Look([Scope::Gate].into()),
             () = happened(&self.links, links::Events::next) => Event::Look([Scope::Gate].into()),
             Some(()) = self.units.recv() => {
@@ -231,27 +240,31 @@ async fn happened<T>(source: &Option<T>, next: impl AsyncFn(&T) -> std::io::Resu
     std::future::pending().await
 }
 
+/// Waits for files to change. What inotify told is returned without another wait in between, for the
+/// caller may stop waiting at any time, and then it would be lost.
 async fn changed(watch: &mut Option<Watch>) -> BTreeSet<Topic> {
     let Some(inner) = watch else {
         return std::future::pending().await;
     };
     match inner.changed().await {
-        Ok(mut topics) => {
-            // An editor writes, renames and changes modes: one look for all of it.
-            while let Ok(Ok(more)) = tokio::time::timeout(SETTLE, inner.changed()).await {
-                topics.extend(more);
-                if topics.contains(&Topic::Spec) {
-                    break;
-                }
-            }
-            topics
-        }
+        Ok(topics) => topics,
         Err(error) => {
             warn!(MESSAGE_ID = id::DEGRADED, %error, "files are no longer watched");
             *watch = None;
             BTreeSet::new()
         }
     }
+}
+
+/// An editor writes, renames and changes modes: one look for all of it. A spec does not wait.
+async fn settled(watch: &mut Option<Watch>, mut topics: BTreeSet<Topic>) -> BTreeSet<Topic> {
+    while !topics.contains(&Topic::Spec) {
+        match timeout(SETTLE, changed(watch)).await {
+            Ok(more) if !more.is_empty() => topics.extend(more),
+            _ => break,
+        }
+    }
+    topics
 }
 
 async fn until(moment: Option<Instant>) {

@@ -11,6 +11,8 @@ pub mod report;
 pub mod state;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -61,6 +63,8 @@ pub struct Agent {
     refused: Option<String>,
     keeper: Gatekeeper,
     identity: Arc<TlsIdentity>,
+    /// Why the TLS key is only in memory, if it is.
+    identity_lost: Option<String>,
     seen: Observations,
     report: Option<Arc<Report>>,
     published: watch::Sender<Published>,
@@ -70,14 +74,14 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// The agent with the state that an earlier one left.
+    /// The agent with the state that an earlier one left. A disk that can't be read or written is
+    /// reported, not a reason to end.
     ///
     /// # Errors
-    /// When there is no usable TLS identity: without it nobody could be told anything.
+    /// When not even a TLS key in memory can be made.
     pub fn new(settings: Settings) -> Result<Self, String> {
         let store = Store::new(&settings.state_dir);
-        let folder = store.folder().map_err(|e| e.to_string())?;
-        let identity = Arc::new(TlsIdentity::load_or_create(folder).map_err(|e| e.to_string())?);
+        let (identity, identity_lost) = load_identity(&store)?;
         let mut refused = None;
         let spec = store.spec().unwrap_or_else(|error| {
             error!(MESSAGE_ID = id::DEGRADED, %error, "the accepted spec can't be used: nothing is let in");
@@ -100,7 +104,7 @@ impl Agent {
             keys: Vec::new(),
             tls: not_yet(),
         };
-        let tls = tls_config(&identity, spec.as_ref())?;
+        let tls = tls_or_without_authority(&identity, spec.as_ref())?;
         let token = spec
             .as_ref()
             .and_then(|s| s.control_plane.as_ref())
@@ -116,7 +120,8 @@ impl Agent {
             spec,
             refused,
             keeper,
-            identity,
+            identity: Arc::new(identity),
+            identity_lost,
             seen,
             report: None,
             published,
@@ -175,7 +180,12 @@ impl Agent {
             self.seen.systemd = systemd::observe().await;
         }
         if scopes.contains(&Scope::Endpoint) {
-            self.seen.tls = server::observe(self.settings.listen, &self.identity).await;
+            self.seen.tls = match &self.identity_lost {
+                Some(reason) => Err(format!(
+                    "the TLS key can't be kept, callers who pinned it are turned away: {reason}"
+                )),
+                None => server::observe(self.settings.listen, &self.identity).await,
+            };
         }
         self.publish();
     }
@@ -260,6 +270,7 @@ impl Agent {
             Ok(None) => return,
             Err(error) => return self.refuse(format!("{}: {error}", path.display())),
         };
+        warn_if_readable(&path);
         let spec = match Spec::from_json(&bytes) {
             Ok(spec) => spec,
             Err(error) => return self.refuse(format!("{}: {error}", path.display())),
@@ -306,7 +317,10 @@ impl Agent {
                 return Err((Refusal::Failed, reason));
             }
         }
-        let tls = tls_config(&self.identity, Some(&spec)).map_err(|reason| (Refusal::BadInput, reason))?;
+        let tls = self
+            .identity
+            .server_config(Some(&spec))
+            .map_err(|reason| (Refusal::BadInput, reason))?;
         self.store
             .save_spec(&spec)
             .map_err(|error| (Refusal::Failed, error.to_string()))?;
@@ -373,6 +387,20 @@ impl Agent {
     }
 }
 
+/// There is an enrolment token in it (OSSN-0074).
+fn warn_if_readable(path: &Path) {
+    if let Ok(metadata) = std::fs::metadata(path)
+        && metadata.mode() & 0o077 != 0
+    {
+        let (file, mode) = (path.display().to_string(), metadata.mode() & 0o777);
+        warn!(
+            MESSAGE_ID = id::DEGRADED,
+            FILE = file,
+            "{file} has mode {mode:o}: others can read the token in it"
+        );
+    }
+}
+
 fn with_restore(reason: String, restored: Result<(), StateError>) -> String {
     match restored {
         Ok(()) => format!("{reason}; the old state stands"),
@@ -380,10 +408,36 @@ fn with_restore(reason: String, restored: Result<(), StateError>) -> String {
     }
 }
 
-/// Without a usable authority nobody is the control plane: that is refused when a spec comes in, and
-/// for one that is accepted already the endpoint goes on without.
-fn tls_config(identity: &TlsIdentity, spec: Option<&Spec>) -> Result<Arc<rustls::ServerConfig>, String> {
-    identity.server_config(spec)
+/// The kept identity, or one in memory and why.
+fn load_identity(store: &Store) -> Result<(TlsIdentity, Option<String>), String> {
+    let kept = store.folder().map_err(|e| e.to_string());
+    match kept.and_then(|folder| TlsIdentity::load_or_create(folder).map_err(|e| e.to_string())) {
+        Ok(identity) => Ok((identity, None)),
+        Err(reason) => {
+            error!(
+                MESSAGE_ID = id::DEGRADED,
+                REASON = reason,
+                "the TLS key can't be kept: {reason}"
+            );
+            Ok((TlsIdentity::in_memory().map_err(|e| e.to_string())?, Some(reason)))
+        }
+    }
+}
+
+/// A spec with an unusable authority is refused when it comes in. For one that is accepted already the
+/// endpoint goes on, and nobody is the control plane.
+fn tls_or_without_authority(
+    identity: &TlsIdentity,
+    spec: Option<&Spec>,
+) -> Result<Arc<rustls::ServerConfig>, String> {
+    identity.server_config(spec).or_else(|reason| {
+        error!(
+            MESSAGE_ID = id::DEGRADED,
+            REASON = reason,
+            "the control plane can't be known: {reason}"
+        );
+        identity.server_config(None)
+    })
 }
 
 fn not_yet<T>() -> Observed<T> {

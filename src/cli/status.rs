@@ -40,11 +40,6 @@ pub fn run(global: &Global, arguments: &StatusArguments) -> Result<(), Failure> 
                 shown = now;
             }
         }
-        if shown.ready {
-            Ok(())
-        } else {
-            Err(Failure::NotReady)
-        }
     })
 }
 

@@ -86,6 +86,15 @@ impl TlsIdentity {
         Ok(Self::new(&pair, certificate.der().clone()))
     }
 
+    /// An identity that ends with the process, for when nothing can be written.
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub fn in_memory() -> Result<Self, rcgen::Error> {
+        let pair = KeyPair::generate()?;
+        Ok(Self::new(&pair, self_signed(&pair)?.der().clone()))
+    }
+
     fn new(pair: &KeyPair, certificate: CertificateDer<'static>) -> Self {
         let spki = ring::digest::digest(&ring::digest::SHA256, &pair.subject_public_key_info());
         Self {
