@@ -24,6 +24,8 @@ use crate::system::{links, nftables, systemd};
 
 /// How long after an event others of the same cause are waited for.
 const SETTLE: Duration = Duration::from_millis(5);
+/// Shortest time between two looks at logins because of files.
+const LOGINS_PAUSE: Duration = Duration::from_millis(800);
 /// systemd tells of every job; at boot there are hundreds.
 const SETTLE_UNITS: Duration = Duration::from_millis(100);
 
@@ -58,32 +60,25 @@ pub async fn run(settings: Settings) -> Result<(), String> {
 
 /// Something that happened.
 enum Event {
-    /// Files changed.
-    Files(BTreeSet<Topic>),
+    /// The injected spec changed.
+    Spec,
     /// The scopes need a look.
     Look(BTreeSet<Scope>),
     /// A local caller asks.
     Call(control::Call),
-    /// The watchdog wants to be told that we live.
-    Watchdog,
+    /// Nothing that needs doing at once; the watchdog is told that we live.
+    Alive,
 }
 
 async fn handle(agent: &mut Agent, event: Event) {
     match event {
-        Event::Files(topics) => {
-            if topics.contains(&Topic::Spec) {
-                agent.take_spec_file().await;
-            }
-            if topics.iter().any(|topic| *topic != Topic::Spec) {
-                agent.reconcile(&[Scope::Logins].into()).await;
-            }
-        }
+        Event::Spec => agent.take_spec_file().await,
         Event::Look(scopes) => agent.reconcile(&scopes).await,
         Event::Call((request, answer)) => {
             // A caller who went away needs no answer.
             let _ = answer.send(agent.answer(request).await);
         }
-        Event::Watchdog => {}
+        Event::Alive => {}
     }
 }
 
@@ -110,6 +105,10 @@ struct Sources {
     links: Option<links::Events>,
     units: mpsc::Receiver<()>,
     calls: mpsc::Receiver<control::Call>,
+    /// When logins are looked at because files changed.
+    logins_due: Option<Instant>,
+    /// When that happened last.
+    logins_looked: Option<Instant>,
     watchdog: Option<Duration>,
     last_watchdog: Instant,
 }
@@ -160,19 +159,44 @@ impl Sources {
             links: open_events("links", links::Events::open()),
             units,
             calls,
+            logins_due: None,
+            logins_looked: None,
             watchdog,
             last_watchdog: Instant::now(),
         })
     }
 
-    /// Watches the folders of the spec's users; those that are not there yet are seen when their
-    /// parents change.
+    /// Watches the key files of the spec's users; those in folders that are not there yet are seen
+    /// when the folders come.
     fn watch_keys(&mut self, agent: &Agent) {
-        for folder in &agent.key_folders {
+        for file in &agent.key_files {
             if let Some(watch) = &mut self.watch {
-                let _ = watch.folder(Topic::Keys, folder);
+                let _ = watch.file_and_folder(Topic::Keys, file);
             }
         }
+    }
+
+    /// A new spec is taken at once. Logins are looked at once too, but not more often than every
+    /// [`LOGINS_PAUSE`]: users can change their files as often as they like, and each look asks sshd.
+    fn sorted(&mut self, topics: &BTreeSet<Topic>) -> Event {
+        if topics.iter().any(|topic| *topic != Topic::Spec) {
+            let now = Instant::now();
+            let due = self
+                .logins_looked
+                .map_or(now, |looked| now.max(looked + LOGINS_PAUSE));
+            self.logins_due.get_or_insert(due);
+        }
+        if topics.contains(&Topic::Spec) {
+            Event::Spec
+        } else {
+            Event::Alive
+        }
+    }
+
+    fn look_at_logins(&mut self) -> Event {
+        self.logins_due = None;
+        self.logins_looked = Some(Instant::now());
+        Event::Look([Scope::Logins].into())
     }
 
     async fn next(&mut self, agent: &Agent) -> Event {
@@ -186,7 +210,11 @@ impl Sources {
         let watchdog = self.watchdog.map(|interval| self.last_watchdog + interval);
         let event = tokio::select! {
             Some(call) = self.calls.recv() => Event::Call(call),
-            topics = changed(&mut self.watch) => Event::Files(settled(&mut self.watch, topics).await),
+            topics = changed(&mut self.watch) => {
+                let topics = settled(&mut self.watch, topics).await;
+                self.sorted(&topics)
+            }
+            () = until(self.logins_due) => self.look_at_logins(),
             () = happened(&self.gate, nftables::Events::next) => Event::Look([Scope::Gate].into()),
             () = happened(&self.links, links::Events::next) => Event::Look([Scope::Gate].into()),
             Some(()) = self.units.recv() => {
@@ -195,7 +223,7 @@ impl Sources {
                 Event::Look([Scope::Units].into())
             }
             () = until(expiry) => Event::Look([Scope::Logins].into()),
-            () = until(watchdog) => Event::Watchdog,
+            () = until(watchdog) => Event::Alive,
         };
         self.last_watchdog = Instant::now();
         event

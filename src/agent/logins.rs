@@ -23,8 +23,8 @@ pub struct Seen {
     pub sshd: Sshd,
     /// The keys, in the order of the spec's users.
     pub keys: Vec<KeyState>,
-    /// Homes and key folders, to be watched.
-    pub folders: BTreeSet<PathBuf>,
+    /// Files whose change may concern keys: key folders and key files.
+    pub files: BTreeSet<PathBuf>,
 }
 
 /// A user of the spec, as far as the system knows it.
@@ -71,11 +71,7 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
     let (units, config) = tokio::join!(systemd::sshd_units(), sshd::effective_config(None));
     let (handshake, keys) = probe(&config, logins.as_slice()).await;
     let host_keys = sshd::host_keys(config.as_ref().ok());
-    let folders = logins
-        .iter()
-        .filter_map(|l| l.account.as_ref().ok())
-        .flat_map(|account| [account.home.clone(), account.home.join(".ssh")]);
-    let folders = folders.collect();
+    let files = logins.iter().flat_map(watched).collect();
     Seen {
         sshd: Sshd {
             units,
@@ -84,7 +80,7 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
             host_keys,
         },
         keys,
-        folders,
+        files,
     }
 }
 
@@ -128,6 +124,18 @@ async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Logi
         config,
         installed,
     }
+}
+
+/// The home's folder of keys and, once it is known, the file in it. Each is watched in its folder, so
+/// that a home that others may write to is seen too.
+fn watched(login: &Login) -> Vec<PathBuf> {
+    let folder = login.account.as_ref().map(|account| account.home.join(".ssh"));
+    let file = match (&login.installed, &folder) {
+        (Ok((file, _)), _) => Some(file.clone()),
+        (Err(_), Ok(folder)) => Some(folder.join("authorized_keys")),
+        _ => None,
+    };
+    folder.ok().into_iter().chain(file).collect()
 }
 
 fn account(user: &UserName, mode: Mode) -> Observed<Account> {

@@ -12,7 +12,7 @@ pub mod state;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -69,8 +69,8 @@ pub struct Agent {
     report: Option<Arc<Report>>,
     published: watch::Sender<Published>,
     deliveries: watch::Sender<Delivery>,
-    /// Folders whose changes may concern keys.
-    pub key_folders: BTreeSet<std::path::PathBuf>,
+    /// Files whose change may concern keys.
+    pub key_files: BTreeSet<PathBuf>,
 }
 
 impl Agent {
@@ -126,7 +126,7 @@ impl Agent {
             report: None,
             published,
             deliveries: watch::Sender::default(),
-            key_folders: BTreeSet::new(),
+            key_files: BTreeSet::new(),
         })
     }
 
@@ -174,7 +174,7 @@ impl Agent {
             };
             let seen = logins::look(self.spec.as_ref(), &self.store, mode).await;
             self.log_new_failures(&seen.keys);
-            (self.seen.sshd, self.seen.keys, self.key_folders) = (seen.sshd, seen.keys, seen.folders);
+            (self.seen.sshd, self.seen.keys, self.key_files) = (seen.sshd, seen.keys, seen.files);
         }
         if scopes.contains(&Scope::Systemd) {
             self.seen.systemd = systemd::observe().await;

@@ -3,12 +3,12 @@
 //! Folders are watched, not files: a file that is replaced by a rename, or not there yet, is seen too.
 //! May not live here: what a change means.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
 use super::readable::Readable;
 
@@ -27,13 +27,29 @@ pub enum Topic {
     Bus,
 }
 
-/// A folder, and the names in it that matter; none: all of them, and the folder itself.
-type Place = (Topic, Option<BTreeSet<OsString>>);
+/// What of a folder matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    topic: Topic,
+    /// One name in it; none: all of them.
+    name: Option<OsString>,
+    /// Whether the folder's own mode, owner and place matter too.
+    itself: bool,
+}
+
+impl Place {
+    fn concerns(&self, event: &InotifyEvent) -> bool {
+        match (&self.name, &event.name) {
+            (_, None) => self.itself,
+            (Some(name), Some(changed)) => name == changed,
+            (None, Some(_)) => true,
+        }
+    }
+}
 
 /// Watches folders.
 pub struct Watch {
     inotify: Readable<Inotify>,
-    folders: BTreeMap<PathBuf, WatchDescriptor>,
     places: Vec<(WatchDescriptor, Place)>,
 }
 
@@ -47,7 +63,6 @@ impl Watch {
         let inotify = Readable::new(inotify)?;
         Ok(Self {
             inotify,
-            folders: BTreeMap::new(),
             places: Vec::new(),
         })
     }
@@ -57,9 +72,15 @@ impl Watch {
     /// # Errors
     /// When the folder can't be watched.
     pub fn file(&mut self, topic: Topic, path: &Path) -> io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        let name = path.file_name().unwrap_or_default().to_owned();
-        self.add(folder, (topic, Some([name].into())))
+        self.add_file(topic, path, false)
+    }
+
+    /// Watches one file as [`Self::file`], and who may write to its folder.
+    ///
+    /// # Errors
+    /// When the folder can't be watched.
+    pub fn file_and_folder(&mut self, topic: Topic, path: &Path) -> io::Result<()> {
+        self.add_file(topic, path, true)
     }
 
     /// Watches a folder with all that is directly in it.
@@ -67,7 +88,26 @@ impl Watch {
     /// # Errors
     /// When the folder can't be watched.
     pub fn folder(&mut self, topic: Topic, path: &Path) -> io::Result<()> {
-        self.add(path, (topic, None))
+        self.add(
+            path,
+            Place {
+                topic,
+                name: None,
+                itself: true,
+            },
+        )
+    }
+
+    fn add_file(&mut self, topic: Topic, path: &Path, itself: bool) -> io::Result<()> {
+        let name = path.file_name().unwrap_or_default().to_owned();
+        self.add(
+            path.parent().unwrap_or(Path::new("/")),
+            Place {
+                topic,
+                name: Some(name),
+                itself,
+            },
+        )
     }
 
     fn add(&mut self, folder: &Path, place: Place) -> io::Result<()> {
@@ -80,7 +120,6 @@ impl Watch {
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_ONLYDIR;
         let watch = self.inotify.source().add_watch(folder, flags)?;
-        self.folders.insert(folder.to_owned(), watch);
         if !self.places.contains(&(watch, place.clone())) {
             self.places.push((watch, place));
         }
@@ -100,22 +139,16 @@ impl Watch {
             let mut topics = BTreeSet::new();
             for event in events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    topics.extend([Topic::Spec, Topic::Accounts, Topic::Sshd, Topic::Keys]);
+                    topics.extend([Topic::Spec, Topic::Accounts, Topic::Sshd, Topic::Keys, Topic::Bus]);
                 }
-                for (watch, (topic, names)) in &self.places {
-                    let concerns = match (names, &event.name) {
-                        (Some(names), Some(name)) => names.contains(name),
-                        (Some(_), None) => false,
-                        (None, _) => true,
-                    };
-                    if *watch == event.wd && concerns {
-                        topics.insert(*topic);
-                    }
-                }
+                let concerned = self
+                    .places
+                    .iter()
+                    .filter(|(watch, place)| *watch == event.wd && place.concerns(&event));
+                topics.extend(concerned.map(|(_, place)| place.topic));
                 if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                     // The folder is gone; the number may be given to another one.
                     self.places.retain(|(watch, _)| *watch != event.wd);
-                    self.folders.retain(|_, watch| *watch != event.wd);
                 }
             }
             if !topics.is_empty() {
@@ -140,6 +173,21 @@ mod tests {
         assert_eq!(watch.changed().await.unwrap(), [Topic::Spec].into());
         let more = tokio::time::timeout(std::time::Duration::from_millis(20), watch.changed()).await;
         assert!(more.is_err(), "{more:?}");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn other_files_of_a_home_are_no_event_and_its_mode_is() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new().unwrap();
+        watch
+            .file_and_folder(Topic::Keys, &folder.path().join(".ssh"))
+            .unwrap();
+        std::fs::write(folder.path().join(".bash_history"), "x").unwrap();
+        let none = tokio::time::timeout(std::time::Duration::from_millis(20), watch.changed()).await;
+        assert!(none.is_err(), "{none:?}");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o770)).unwrap();
+        assert_eq!(watch.changed().await.unwrap(), [Topic::Keys].into());
     }
 
     #[tokio::test(flavor = "current_thread")]
