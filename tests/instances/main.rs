@@ -14,3 +14,5 @@
 mod cluster;
 mod lab;
 mod login;
+mod specs;
+mod users;

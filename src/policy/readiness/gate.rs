@@ -1,0 +1,141 @@
+//! Checks of the gate and of the cluster's peers.
+//!
+//! May not live here: the gate's rules (`policy::firewall`).
+
+use portcullis_protocol::{Protocol, Spec, Status};
+
+use super::{Finding, NO_SPEC};
+use crate::policy::firewall::{GATE, peer_set};
+use crate::policy::observation::{Gate, Sshd};
+use crate::policy::ruleset::{Family, Hook, PREROUTING, PRIORITY_DNAT, Ruleset, Verdict};
+
+fn held(gate: &Gate) -> Result<&Ruleset, Finding> {
+    match &gate.held {
+        Ok(Some(held)) => Ok(held),
+        Ok(None) => Err(Finding::fail(
+            "the kernel holds no table inet portcullis",
+            "look at `journalctl -u portcullis` for why it could not be applied",
+        )),
+        Err(reason) => Err(Finding::fail(
+            format!("nf_tables can't be read: {reason}"),
+            "check the kernel and run as root",
+        )),
+    }
+}
+
+pub fn applied(gate: &Gate) -> Finding {
+    if let Err(reason) = &gate.applied {
+        return Finding::fail(reason.clone(), "the message names what the kernel refused");
+    }
+    let held = match held(gate) {
+        Ok(held) => held,
+        Err(finding) => return finding,
+    };
+    let diff = held.diff(&gate.planned);
+    let rules: usize = held.chains.iter().map(|chain| chain.rules.len()).sum();
+    let finding = match diff.first() {
+        None => Finding::pass(format!(
+            "the kernel holds the planned ruleset: {rules} rules, {} sets",
+            held.sets.len()
+        )),
+        Some(first) => Finding::fail(
+            format!(
+                "the kernel holds something else in {} lines; {}",
+                diff.len(),
+                first.trim()
+            ),
+            "somebody keeps changing table inet portcullis: `nft monitor` shows who",
+        ),
+    };
+    finding.with("repaired", gate.repaired)
+}
+
+/// Whether the gate is closed at its end, and sits where nothing gets around it.
+fn gate_hook(gate: &Gate) -> Result<&Hook, Finding> {
+    let chain = held(gate)?.chain(GATE);
+    chain.and_then(|chain| chain.hook.as_ref()).ok_or_else(|| {
+        Finding::fail(
+            "the chain of the gate is missing or not hooked in",
+            "see firewall.applied",
+        )
+    })
+}
+
+pub fn default_deny(gate: &Gate) -> Finding {
+    match gate_hook(gate) {
+        Ok(hook) if hook.policy == Verdict::Drop && hook.number == PREROUTING => {
+            Finding::pass("what no rule lets in is dropped, IPv4 and IPv6, host and containers")
+        }
+        Ok(hook) => Finding::fail(
+            format!("the gate's policy is {}", hook.policy),
+            "see firewall.applied",
+        ),
+        Err(finding) => finding,
+    }
+}
+
+pub fn containers(gate: &Gate) -> Finding {
+    match gate_hook(gate) {
+        Ok(hook) if hook.number == PREROUTING && hook.priority < PRIORITY_DNAT => Finding::pass(
+            "published ports are filtered before address translation, on the port that the outside dials",
+        )
+        .with("priority", hook.priority),
+        Ok(_) => Finding::fail("the gate comes after address translation", "see firewall.applied"),
+        Err(finding) => finding,
+    }
+}
+
+pub fn ssh_allowed(spec: Option<&Spec>, sshd: &Sshd) -> Finding {
+    let Some(spec) = spec else {
+        return Finding::new(Status::Unknown, NO_SPEC);
+    };
+    let ports = match &sshd.config {
+        Ok(config) => &config.ports,
+        Err(reason) => return Finding::new(Status::Unknown, format!("sshd's port is not known: {reason}")),
+    };
+    let rule = spec.firewall.ingress.iter().find(|rule| {
+        matches!(rule.protocol, Protocol::Tcp | Protocol::Any)
+            && rule
+                .ports
+                .is_some_and(|range| ports.iter().any(|port| range.contains(*port)))
+    });
+    match rule {
+        Some(rule) => Finding::pass(format!("rule {rule}")).with("rule", rule.id.as_str()),
+        None if spec.authorized_keys.is_empty() => {
+            Finding::warn("no rule lets SSH in, and no key is named", "add a rule")
+        }
+        None => Finding::fail(
+            format!("no rule lets SSH in (port {ports:?})"),
+            "add an ingress rule for sshd's port to the spec",
+        ),
+    }
+}
+
+pub fn peers(spec: Option<&Spec>, gate: &Gate) -> Finding {
+    let Some(spec) = spec else {
+        return Finding::new(Status::Unknown, NO_SPEC);
+    };
+    let held = match held(gate) {
+        Ok(held) => held,
+        Err(finding) => return finding,
+    };
+    let wanted = Family::BOTH.map(|family| gate.planned.set(&peer_set(family)));
+    let found = Family::BOTH.map(|family| held.set(&peer_set(family)));
+    let count: usize = wanted.iter().flatten().map(|set| set.elements.len()).sum();
+    let peers = spec.cluster.as_ref().map_or(0, |cluster| cluster.peers.len());
+    if wanted != found {
+        return Finding::fail(
+            "the kernel does not hold the peers' addresses",
+            "see firewall.applied",
+        );
+    }
+    match &spec.cluster {
+        None => Finding::pass("the spec names no cluster"),
+        Some(cluster) => Finding::pass(format!(
+            "{peers} peers of cluster {} are let in on all ports",
+            cluster.id
+        ))
+        .with("addresses", count)
+        .with("note", "RDMA and RoCE bypass the kernel's packet filter"),
+    }
+}

@@ -1,0 +1,202 @@
+//! Each fault has its check, and only that.
+
+use super::*;
+use crate::policy::firewall::{Inputs, ruleset};
+use crate::policy::observation::{Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
+use crate::policy::ruleset::Verdict;
+use portcullis_protocol::report::HostKey;
+
+const KEY: &str = include_str!("../../../crates/portcullis-protocol/tests/spec-v1.json");
+
+fn world() -> (Spec, Observations) {
+    let spec = Spec::from_json(KEY.as_bytes()).unwrap();
+    let planned = ruleset(Inputs {
+        spec: Some(&spec),
+        internal: &Default::default(),
+        health_port: 7443,
+    });
+    let key = &spec.authorized_keys[0];
+    let keys = vec![KeyState {
+        user: key.user.clone(),
+        key: key.key.clone(),
+        installed: Ok("/home/ubuntu/.ssh/authorized_keys".into()),
+        accepted: Ok(true),
+    }];
+    let host_key = HostKey {
+        algorithm: "ssh-ed25519".into(),
+        fingerprint: "SHA256:x".into(),
+    };
+    let observations = Observations {
+        gate: Gate {
+            held: Ok(Some(planned.clone())),
+            planned,
+            applied: Ok(()),
+            repaired: 0,
+        },
+        systemd: Systemd {
+            manager_state: Ok("running".into()),
+            systemctl: Ok("running".into()),
+        },
+        sshd: Sshd {
+            units: Ok(vec![Unit {
+                name: "ssh.service".into(),
+                active_state: "active".into(),
+            }]),
+            config: Ok(SshdConfig {
+                ports: vec![22],
+                pubkey: true,
+                password: false,
+                keyboard_interactive: false,
+                authorized_keys_files: vec![".ssh/authorized_keys".into()],
+                ..SshdConfig::default()
+            }),
+            handshake: Ok(crate::policy::observation::Handshake {
+                port: 22,
+                server_id: "SSH-2.0-x".into(),
+                host_key,
+                methods: vec!["publickey".into()],
+            }),
+            host_keys: vec![],
+        },
+        keys,
+        tls: Ok(Tls {
+            version: "TLSv1_3".into(),
+            cipher_suite: "c".into(),
+            key_exchange: "k".into(),
+        }),
+    };
+    (spec, observations)
+}
+
+fn failing(spec: Option<&Spec>, seen: &Observations) -> Vec<&'static str> {
+    let checks = checks(spec, seen, &[], Timestamp::UNIX_EPOCH);
+    assert_eq!(is_ready(&checks), !checks.iter().any(Check::blocks_readiness));
+    checks
+        .iter()
+        .filter(|c| c.blocks_readiness())
+        .map(|c| c.id.as_str())
+        .collect()
+}
+
+#[test]
+fn all_well_is_ready() {
+    let (spec, seen) = world();
+    assert_eq!(failing(Some(&spec), &seen), Vec::<&str>::new());
+}
+
+#[test]
+fn without_a_spec_it_is_not_ready() {
+    let (_, seen) = world();
+    assert!(failing(None, &seen).contains(&"keys.installed"));
+}
+
+/// Each thing broken alone makes exactly its checks fail.
+#[test]
+fn each_fault_has_its_check() {
+    type Break = fn(&mut Observations);
+    let faults: &[(Break, &[&str])] = &[
+        (
+            |o| o.systemd.manager_state = Err("gone".into()),
+            &["systemd.running"],
+        ),
+        (
+            |o| o.systemd.manager_state = Ok("stopping".into()),
+            &["systemd.running"],
+        ),
+        (
+            |o| o.systemd.systemctl = Err("gone".into()),
+            &["systemd.systemctl"],
+        ),
+        (|o| o.sshd.units = Ok(vec![]), &["sshd.running"]),
+        (
+            |o| o.sshd.units.as_mut().unwrap()[0].active_state = "failed".into(),
+            &["sshd.running"],
+        ),
+        (
+            |o| o.sshd.config.as_mut().unwrap().pubkey = false,
+            &["sshd.pubkey"],
+        ),
+        (
+            |o| o.sshd.config.as_mut().unwrap().ports = vec![2222],
+            &["firewall.ssh-allowed"],
+        ),
+        (
+            |o| o.sshd.handshake = Err("refused".into()),
+            &["sshd.reachable", "sshd.pubkey"],
+        ),
+        (
+            |o| o.keys[0].installed = Err("no such user".into()),
+            &["keys.installed"],
+        ),
+        (|o| o.keys[0].accepted = Ok(false), &["keys.accepted"]),
+        (
+            |o| o.keys[0].accepted = Err("not asked".into()),
+            &["keys.accepted"],
+        ),
+        (
+            |o| o.gate.held = Ok(None),
+            &[
+                "firewall.applied",
+                "firewall.default-deny",
+                "firewall.containers",
+                "cluster.peers",
+            ],
+        ),
+        (|o| o.gate.applied = Err("EPERM".into()), &["firewall.applied"]),
+        (
+            |o| {
+                let held = o.gate.held.as_mut().unwrap().as_mut().unwrap();
+                held.chains[0].hook.as_mut().unwrap().policy = Verdict::Accept;
+            },
+            &["firewall.applied", "firewall.default-deny"],
+        ),
+        (
+            |o| {
+                let held = o.gate.held.as_mut().unwrap().as_mut().unwrap();
+                held.chains[0].hook.as_mut().unwrap().priority = 0;
+            },
+            &["firewall.applied", "firewall.containers"],
+        ),
+        (
+            |o| {
+                let held = o.gate.held.as_mut().unwrap().as_mut().unwrap();
+                held.sets.retain(|set| set.name != "peers4");
+            },
+            &["firewall.applied", "cluster.peers"],
+        ),
+        (|o| o.tls = Err("taken".into()), &["transit.tls"]),
+    ];
+    for (i, (fault, expected)) in faults.iter().enumerate() {
+        let (spec, mut seen) = world();
+        fault(&mut seen);
+        assert_eq!(failing(Some(&spec), &seen), *expected, "fault {i}");
+    }
+}
+
+#[test]
+fn passwords_warn_and_do_not_block() {
+    let (spec, mut seen) = world();
+    seen.sshd.config.as_mut().unwrap().password = true;
+    assert!(failing(Some(&spec), &seen).is_empty());
+    let checks = checks(Some(&spec), &seen, &[], Timestamp::UNIX_EPOCH);
+    assert_eq!(
+        checks
+            .iter()
+            .find(|c| c.id == CheckId::SshdPassword)
+            .unwrap()
+            .status,
+        Status::Warn
+    );
+}
+
+#[test]
+fn since_is_kept_while_the_status_is() {
+    let (spec, mut seen) = world();
+    let early = checks(Some(&spec), &seen, &[], Timestamp::UNIX_EPOCH);
+    let late = Timestamp::from_second(1000).unwrap();
+    seen.tls = Err("gone".into());
+    let now = checks(Some(&spec), &seen, &early, late);
+    let since = |id| now.iter().find(|c| c.id == id).unwrap().since;
+    assert_eq!(since(CheckId::SshdRunning), Timestamp::UNIX_EPOCH);
+    assert_eq!(since(CheckId::TransitTls), late);
+}

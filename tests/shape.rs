@@ -1,0 +1,157 @@
+//! The shape of the house, and the documents that must not drift from it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use portcullis_protocol::CheckId;
+use portcullis_protocol::requirement::Requirement;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All Rust files below a folder, with their text.
+fn rust_files(folder: &str) -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root().join(folder), &mut found);
+    assert!(!found.is_empty(), "{folder} has no Rust files");
+    found
+}
+
+fn all_files() -> Vec<(PathBuf, String)> {
+    ["src", "tests", "crates"]
+        .iter()
+        .flat_map(|folder| rust_files(folder))
+        .collect()
+}
+
+/// Deciding has no effects, so it can't import what has.
+#[test]
+fn policy_never_imports_system() {
+    for (path, text) in rust_files("src/policy") {
+        for effect in [
+            "crate::system",
+            "crate::agent",
+            "std::fs",
+            "std::net::Tcp",
+            "std::process",
+            "tokio::",
+            "Timestamp::now",
+        ] {
+            // A word in a comment is no import.
+            let used = text
+                .lines()
+                .any(|line| !line.trim_start().starts_with("//") && line.contains(effect));
+            assert!(!used, "{} uses {effect}", path.display());
+        }
+    }
+}
+
+#[test]
+fn unsafe_stands_in_one_module_with_a_reason_each() {
+    for (path, text) in rust_files("src").into_iter().chain(rust_files("crates")) {
+        let blocks = text.matches("unsafe {").count();
+        if path.ends_with("system/readable.rs") {
+            assert_eq!(
+                blocks,
+                text.matches("// SAFETY:").count(),
+                "a block without a SAFETY note"
+            );
+        } else {
+            assert_eq!(blocks, 0, "{} has an unsafe block", path.display());
+            assert!(!text.contains("allow(unsafe_code)"), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_lives_there_and_is_not_too_long() {
+    for (path, text) in all_files() {
+        assert!(
+            text.starts_with("//!"),
+            "{} does not say what lives there",
+            path.display()
+        );
+        let lines = text.lines().count();
+        assert!(
+            lines <= 520,
+            "{} has {lines} lines: is it still one room?",
+            path.display()
+        );
+    }
+}
+
+/// No test that is ignored, and none that passes by leaving early.
+#[test]
+fn no_test_is_ignored() {
+    for (path, text) in all_files() {
+        let ignored = concat!("#[ign", "ore");
+        assert!(!text.contains(ignored), "{} ignores a test", path.display());
+    }
+}
+
+fn security() -> String {
+    fs::read_to_string(root().join("SECURITY.md")).unwrap()
+}
+
+#[test]
+fn security_answers_every_requirement_and_names_only_real_checks() {
+    let text = security();
+    for requirement in Requirement::ALL {
+        assert!(
+            text.contains(&format!("| {} |", requirement.id())),
+            "SECURITY.md lacks {requirement}"
+        );
+    }
+    let known: BTreeSet<&str> = CheckId::ALL.iter().map(|id| id.as_str()).collect();
+    let areas: BTreeSet<&str> = known.iter().filter_map(|id| id.split('.').next()).collect();
+    for word in text.split('`').skip(1).step_by(2) {
+        let looks_like_check = word.split_once('.').is_some_and(|(area, rest)| {
+            areas.contains(area) && rest.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+        });
+        if looks_like_check && !word.ends_with(".service") && !word.ends_with(".toml") {
+            assert!(
+                known.contains(word),
+                "SECURITY.md names the check {word}, which does not exist"
+            );
+        }
+    }
+}
+
+/// Whoever reads a guarantee can go to the test that tries it.
+#[test]
+fn security_names_only_tests_that_exist() {
+    let functions: String = all_files().into_iter().map(|(_, text)| text).collect();
+    let text = security();
+    let named: Vec<&str> = text
+        .split("test:`")
+        .skip(1)
+        .filter_map(|rest| rest.split('`').next())
+        .collect();
+    assert!(named.len() >= 20, "only {} tests are named", named.len());
+    for name in named {
+        assert!(
+            functions.contains(&format!("fn {name}(")),
+            "SECURITY.md names the test {name}, which does not exist"
+        );
+    }
+}
+
+#[test]
+fn the_changelog_knows_this_version() {
+    let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
+    assert!(changelog.contains(env!("CARGO_PKG_VERSION")));
+}
