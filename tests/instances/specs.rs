@@ -42,7 +42,7 @@ fn broken_specs(machine: &Machine) -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         (
-            "firewall.ingress[0].from_port",
+            "firewall.ingress[0]: from_port",
             broken(machine, |json| {
                 json["firewall"]["ingress"][0]["from_port"] = 70_000.into()
             }),
