@@ -71,11 +71,11 @@ need-root:
 
 # The stamp's name has the version: another pin is another build.
 $(TOOLS)/cargo-deb-$(CARGO_DEB):
-	CARGO_TARGET_DIR=$(TOOLS)/build cargo install --locked --root $(TOOLS) cargo-deb@$(CARGO_DEB)
+	CARGO_TARGET_DIR=$(TOOLS)/build cargo install --locked --force --root $(TOOLS) cargo-deb@$(CARGO_DEB)
 	rm -rf $(TOOLS)/build
 	touch $@
 
 $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
-	CARGO_TARGET_DIR=$(TOOLS)/build cargo install --locked --root $(TOOLS) cargo-generate-rpm@$(CARGO_GENERATE_RPM)
+	CARGO_TARGET_DIR=$(TOOLS)/build cargo install --locked --force --root $(TOOLS) cargo-generate-rpm@$(CARGO_GENERATE_RPM)
 	rm -rf $(TOOLS)/build
 	touch $@

@@ -166,31 +166,45 @@ impl Sources {
         })
     }
 
-    /// Watches the key files of the spec's users; those in folders that are not there yet are seen
-    /// when the folders come.
+    /// Watches the key files of the spec's users; where a folder is not there yet, the nearest one
+    /// above it. What changed between the last look and a new watch is seen by one more look.
     fn watch_keys(&mut self, agent: &Agent) {
+        let Some(watch) = &mut self.watch else { return };
+        let before = watch.places();
         for file in &agent.key_files {
-            if let Some(watch) = &mut self.watch {
-                let _ = watch.file_and_folder(Topic::Keys, file);
+            let mut nearest = file.as_path();
+            while watch.file_and_folder(Topic::Keys, nearest).is_err() {
+                match nearest.parent() {
+                    Some(parent) => nearest = parent,
+                    None => break,
+                }
             }
+        }
+        if watch.places() > before {
+            self.logins_are_due();
         }
     }
 
-    /// A new spec is taken at once. Logins are looked at once too, but not more often than every
-    /// [`LOGINS_PAUSE`]: users can change their files as often as they like, and each look asks sshd.
+    /// A new spec is taken at once; what else changed concerns logins.
     fn sorted(&mut self, topics: &BTreeSet<Topic>) -> Event {
         if topics.iter().any(|topic| *topic != Topic::Spec) {
-            let now = Instant::now();
-            let due = self
-                .logins_looked
-                .map_or(now, |looked| now.max(looked + LOGINS_PAUSE));
-            self.logins_due.get_or_insert(due);
+            self.logins_are_due();
         }
         if topics.contains(&Topic::Spec) {
             Event::Spec
         } else {
             Event::Alive
         }
+    }
+
+    /// Logins are looked at, at once, but not more often than every [`LOGINS_PAUSE`]: users can change
+    /// their files as often as they like, and each look asks sshd.
+    fn logins_are_due(&mut self) {
+        let now = Instant::now();
+        let due = self
+            .logins_looked
+            .map_or(now, |looked| now.max(looked + LOGINS_PAUSE));
+        self.logins_due.get_or_insert(due);
     }
 
     fn look_at_logins(&mut self) -> Event {

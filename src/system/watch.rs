@@ -98,6 +98,11 @@ impl Watch {
         )
     }
 
+    /// How many places are watched.
+    pub fn places(&self) -> usize {
+        self.places.len()
+    }
+
     fn add_file(&mut self, topic: Topic, path: &Path, itself: bool) -> io::Result<()> {
         let name = path.file_name().unwrap_or_default().to_owned();
         self.add(
