@@ -12,6 +12,7 @@
 )]
 
 mod cluster;
+mod faults;
 mod lab;
 mod login;
 mod specs;

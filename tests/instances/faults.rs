@@ -1,0 +1,254 @@
+//! What breaks on an instance, and that the gate holds and the report says what is wrong meanwhile.
+//!
+//! May not live here: kernels that refuse a ruleset (`tests/gate.rs`).
+
+use std::time::{Duration, Instant};
+
+use portcullis_protocol::{CheckId, Status};
+use portcullis_provision::local::Outsider;
+use portcullis_provision::reach::{Reached, Transport, listen_inside};
+
+use crate::lab::{Lab, Machine, SOON, USER, allow, eventually, vantage};
+
+use Reached::{Filtered, Open};
+use Transport::Tcp;
+
+/// Within which time a change by somebody else has to be undone.
+const UNDO_TIME: Duration = Duration::from_secs(2);
+
+/// Whether the gate is as the first spec wants it: SSH, and nothing of what else listens.
+#[track_caller]
+fn holds(machine: &Machine, stranger: &Outsider) {
+    let from = vantage(stranger);
+    assert_eq!(machine.seen_from(&from, Tcp, 9000), [Filtered; 2]);
+    assert_eq!(machine.seen_from(&from, Tcp, 22), [Open; 2]);
+}
+
+fn instance_that_listens(lab: &Lab) -> (Machine, Outsider) {
+    let machine = lab.launch();
+    listen_inside(&machine.instance, &[(Tcp, 9000)]).unwrap();
+    let stranger = lab.stranger();
+    holds(&machine, &stranger);
+    (machine, stranger)
+}
+
+#[test]
+fn a_killed_daemon_leaves_the_gate_and_comes_back() {
+    let lab = Lab::new();
+    let (machine, stranger) = instance_that_listens(&lab);
+    let table = machine.table();
+    let pid = machine.main_pid();
+    machine.ok(&format!("kill -9 {pid}"));
+    assert_eq!(machine.table(), table);
+    holds(&machine, &stranger);
+    eventually(SOON, "another daemon", || {
+        let now = machine.main_pid();
+        if now != 0 && now != pid { Ok(()) } else { Err(now) }
+    });
+    machine.until_ready();
+    assert_eq!(machine.table(), table);
+    holds(&machine, &stranger);
+}
+
+#[test]
+fn foreign_changes_of_the_gate_are_undone_and_a_stopped_daemon_leaves_it() {
+    let lab = Lab::new();
+    let (machine, stranger) = instance_that_listens(&lab);
+    let table = machine.table();
+    let repaired = || {
+        let report = machine.status();
+        let check = report.check(CheckId::FirewallApplied).unwrap();
+        check.evidence["repaired"].as_u64().unwrap()
+    };
+    let mut before = repaired();
+    for change in [
+        "nft flush ruleset",
+        "nft delete table inet portcullis",
+        "nft insert rule inet portcullis gate accept",
+        "nft flush chain inet portcullis gate",
+        "nft 'chain inet portcullis gate { policy accept; }'",
+    ] {
+        machine.ok(change);
+        let start = Instant::now();
+        eventually(UNDO_TIME, change, || {
+            let now = machine.run("nft -s list table inet portcullis").stdout;
+            if now.trim_end() == table { Ok(()) } else { Err(now) }
+        });
+        println!("{change}: undone after {:?}", start.elapsed());
+        let now = eventually(SOON, "counted", || {
+            if repaired() > before {
+                Ok(repaired())
+            } else {
+                Err(before)
+            }
+        });
+        before = now;
+        holds(&machine, &stranger);
+    }
+    machine.until_ready();
+
+    machine.ok("systemctl stop portcullis");
+    assert_eq!(machine.table(), table);
+    holds(&machine, &stranger);
+    // Nobody is there to undo it: what listens can be reached.
+    machine.ok("nft delete table inet portcullis");
+    assert_eq!(machine.seen_from(&vantage(&stranger), Tcp, 9000), [Open; 2]);
+    machine.ok("systemctl start portcullis");
+    assert_eq!(machine.table(), table);
+    holds(&machine, &stranger);
+}
+
+#[test]
+fn readiness_follows_sshd() {
+    let lab = Lab::new();
+    let machine = lab.launch();
+    machine.ok("systemctl stop ssh");
+    let start = Instant::now();
+    let check = machine.until_check(CheckId::SshdRunning, Status::Fail);
+    println!("a stopped sshd was reported after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(check.remedy.is_some(), "{check:?}");
+    let report = machine.status();
+    assert!(!report.ready);
+    assert_eq!(report.check(CheckId::SshdReachable).unwrap().status, Status::Fail);
+    machine.ok("systemctl start ssh");
+    machine.until_ready();
+
+    // Without its program it can't come back, and the report says why.
+    machine.ok("mv /usr/sbin/sshd /root/; systemctl stop ssh; ! systemctl start ssh");
+    let check = machine.until_check(CheckId::SshdRunning, Status::Fail);
+    assert!(check.summary.contains("ssh"), "{check:?}");
+    let check = machine.until_check(CheckId::SshdReachable, Status::Fail);
+    assert!(check.summary.len() > "no SSH handshake: ".len(), "{check:?}");
+    machine.ok("mv /root/sshd /usr/sbin/; systemctl reset-failed ssh; systemctl start ssh");
+    machine.until_ready();
+}
+
+#[test]
+fn modes_that_sshd_does_not_trust_are_reported() {
+    let lab = Lab::new();
+    let machine = lab.launch();
+    machine.ok(&format!("chmod g+w /home/{USER}"));
+    let report = eventually(SOON, "not ready", || {
+        let report = machine.try_status()?;
+        if report.ready {
+            Err("it is ready".to_owned())
+        } else {
+            Ok(report)
+        }
+    });
+    let keys = [CheckId::KeysInstalled, CheckId::KeysAccepted];
+    let failing: Vec<_> = report
+        .blocking()
+        .filter(|check| keys.contains(&check.id))
+        .collect();
+    assert!(!failing.is_empty(), "{report:#?}");
+    assert!(
+        failing
+            .iter()
+            .all(|c| c.summary.contains(USER) && c.remedy.is_some()),
+        "{failing:#?}"
+    );
+    machine.ok(&format!("chmod g-w /home/{USER}"));
+    machine.until_ready();
+}
+
+#[test]
+fn without_dbus_the_daemon_stays_and_says_so() {
+    let lab = Lab::new();
+    let (machine, stranger) = instance_that_listens(&lab);
+    let (pid, table) = (machine.main_pid(), machine.table());
+    machine.ok("systemctl stop dbus.socket dbus.service; ! systemctl is-active -q dbus.service && ! busctl status");
+    let check = machine.until_check(CheckId::SystemdRunning, Status::Fail);
+    assert!(
+        check.summary.contains("D-Bus") && check.remedy.is_some(),
+        "{check:?}"
+    );
+    assert_eq!((machine.main_pid(), machine.table()), (pid, table));
+    holds(&machine, &stranger);
+    machine.ok("systemctl start dbus.socket dbus.service");
+    machine.until_ready();
+    assert_eq!(machine.main_pid(), pid);
+    // It hears of units again.
+    machine.ok("systemctl stop ssh");
+    machine.until_check(CheckId::SshdRunning, Status::Fail);
+}
+
+/// A spec that can't be stored is refused with that reason; nothing of it holds.
+#[track_caller]
+fn is_refused(machine: &mut Machine, stranger: &Outsider, reason: &str) {
+    let pid = machine.main_pid();
+    let before = (machine.table(), machine.ok("cat /var/lib/portcullis/spec.json"));
+    let spec = machine.next(|spec| spec.firewall.ingress.push(allow("9000/tcp")));
+    let output = machine.apply(&spec);
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.stderr.contains(reason), "{output:?}");
+    let after = (machine.table(), machine.ok("cat /var/lib/portcullis/spec.json"));
+    assert_eq!(after, before);
+    assert_eq!(machine.main_pid(), pid);
+    holds(machine, stranger);
+}
+
+#[test]
+fn a_full_or_read_only_disk_refuses_a_spec_and_changes_nothing() {
+    let lab = Lab::new();
+    let (mut machine, stranger) = instance_that_listens(&lab);
+    // In the daemon's own mount namespace: it does not see mounts that come later elsewhere.
+    let state = "/var/lib/portcullis";
+    let there = |machine: &Machine, script: &str| {
+        let pid = machine.main_pid();
+        machine.ok(&format!("nsenter -t {pid} -m sh -c '{script}'"))
+    };
+    let small = format!(
+        "mkdir -p /run/small && mount -t tmpfs -o size=64k,mode=700 small /run/small && \
+         cp -a {state}/. /run/small/ && mount --bind /run/small {state} && \
+         dd if=/dev/zero of={state}/filler bs=4k status=none || true"
+    );
+    there(&machine, &small);
+    is_refused(&mut machine, &stranger, "No space left on device");
+    there(
+        &machine,
+        &format!("rm {state}/filler && umount {state} && umount /run/small"),
+    );
+
+    there(
+        &machine,
+        &format!("mount --bind {state} {state} && mount -o remount,bind,ro {state}"),
+    );
+    is_refused(&mut machine, &stranger, "Read-only file system");
+    there(&machine, &format!("umount {state}"));
+
+    let spec = machine.next(|spec| spec.firewall.ingress.push(allow("9000/tcp")));
+    let output = machine.apply(&spec);
+    assert!(output.success(), "{output:?}");
+    assert_eq!(machine.seen_from(&vantage(&stranger), Tcp, 9000), [Open; 2]);
+    let on_disk = machine.ok("cat /var/lib/portcullis/spec.json");
+    assert_eq!(on_disk.as_bytes(), spec.to_json().trim_ascii_end());
+}
+
+#[test]
+fn a_damaged_accepted_spec_opens_nothing_and_is_reported() {
+    let lab = Lab::new();
+    let (mut machine, stranger) = instance_that_listens(&lab);
+    machine.ok("systemctl stop portcullis
+        printf '{\"version\":1,' > /var/lib/portcullis/spec.json
+        rm /etc/portcullis/spec.json
+        systemctl start portcullis");
+    let report = machine.status();
+    assert!(!report.ready);
+    let reason = report.refused_spec.expect("a reason");
+    assert!(reason.contains("/var/lib/portcullis/spec.json"), "{reason}");
+    let from = vantage(&stranger);
+    for port in [22, 9000] {
+        assert_eq!(machine.seen_from(&from, Tcp, port), [Filtered; 2]);
+    }
+    let table = machine.table();
+    let lockdown = machine.run("portcullis lockdown");
+    assert!(lockdown.success(), "{lockdown:?}");
+    assert_eq!(machine.table(), table);
+    // Whoever hands it a spec again has it back.
+    machine.push(|_| ());
+    let report = machine.until_ready();
+    assert_eq!(report.refused_spec, None);
+    holds(&machine, &stranger);
+}
