@@ -119,6 +119,12 @@ pub fn keys_installed(spec: Option<&Spec>, keys: &[KeyState]) -> Finding {
             "add authorized_keys to the spec",
         );
     }
+    if keys.is_empty() {
+        return Finding::fail(
+            "every key of the spec has expired",
+            "give the spec a key that is still good",
+        );
+    }
     let broken: Vec<String> = keys
         .iter()
         .filter_map(|k| k.installed.as_ref().err().map(|e| format!("{}: {e}", k.user)))
@@ -147,6 +153,9 @@ pub fn keys_accepted(spec: Option<&Spec>, keys: &[KeyState]) -> Finding {
     };
     if spec.authorized_keys.is_empty() {
         return Finding::warn("the spec names no keys", "add authorized_keys to the spec");
+    }
+    if keys.is_empty() {
+        return Finding::fail("there is no key left to ask about", "see keys.installed");
     }
     let state = |k: &KeyState| format!("{} {}", k.user, k.key.fingerprint());
     let refused: Vec<String> = keys

@@ -174,6 +174,13 @@ fn each_fault_has_its_check() {
 }
 
 #[test]
+fn when_every_key_has_expired_no_login_would_work() {
+    let (spec, mut seen) = world();
+    seen.keys.clear();
+    assert_eq!(failing(Some(&spec), &seen), ["keys.installed", "keys.accepted"]);
+}
+
+#[test]
 fn passwords_warn_and_do_not_block() {
     let (spec, mut seen) = world();
     seen.sshd.config.as_mut().unwrap().password = true;
