@@ -102,13 +102,16 @@ pub async fn sshd_units() -> Observed<Vec<Unit>> {
 /// There is no bus or no systemd on it, or the connection ended. The caller tries again later.
 pub async fn watch_units(events: &mpsc::Sender<()>) -> Result<(), String> {
     let (_bus, mut signals) = answered("subscribe", subscribe()).await?;
+    let mut lost = Ok(());
     loop {
         match events.try_send(()) {
             Ok(()) | Err(TrySendError::Full(())) => {}
             Err(TrySendError::Closed(())) => return Ok(()),
         }
+        // That the bus is gone is an event as well.
+        lost?;
         tokio::select! {
-            signal = next_signal(&mut signals) => signal?,
+            signal = next_signal(&mut signals) => lost = signal,
             () = events.closed() => return Ok(()),
         }
     }
