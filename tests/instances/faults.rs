@@ -158,7 +158,9 @@ fn without_dbus_the_daemon_stays_and_says_so() {
     let lab = Lab::new();
     let (machine, stranger) = instance_that_listens(&lab);
     let (pid, table) = (machine.main_pid(), machine.table());
-    machine.ok("systemctl stop dbus.socket dbus.service; ! systemctl is-active -q dbus.service && ! busctl status");
+    machine.ok(
+        "systemctl stop dbus.socket dbus.service; ! systemctl is-active -q dbus.service && ! busctl status",
+    );
     let check = machine.until_check(CheckId::SystemdRunning, Status::Fail);
     assert!(
         check.summary.contains("D-Bus") && check.remedy.is_some(),

@@ -12,8 +12,11 @@
 )]
 
 mod cluster;
+mod endpoint;
 mod faults;
 mod lab;
+mod lifecycle;
 mod login;
+mod push;
 mod specs;
 mod users;
