@@ -37,14 +37,16 @@ pub mod id {
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }
 
-/// Starts logging. Under systemd, straight to the journal.
-pub fn start(verbose: bool) {
+/// Starts logging: straight to the journal under systemd, and for a daemon in the background, which
+/// has no standard error, wherever there is a journal.
+pub fn start(verbose: bool, in_background: bool) {
     let level = if verbose {
         LevelFilter::DEBUG
     } else {
         LevelFilter::INFO
     };
-    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let wanted = in_background || std::env::var_os("JOURNAL_STREAM").is_some();
+    let journal = wanted.then(|| tracing_journald::layer().ok()).flatten();
     match journal {
         Some(journal) => {
             let journal = journal

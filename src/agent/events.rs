@@ -29,11 +29,11 @@ const LOGINS_PAUSE: Duration = Duration::from_millis(800);
 /// systemd tells of every job; at boot there are hundreds.
 const SETTLE_UNITS: Duration = Duration::from_millis(100);
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop; calls `started` after the first reconcile.
 ///
 /// # Errors
 /// When it can't start at all; the gate is in place then, if the kernel can hold one.
-pub async fn run(settings: Settings) -> Result<(), String> {
+pub async fn run(settings: Settings, started: impl FnOnce()) -> Result<(), String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
     let mut agent = Agent::new(settings)?;
@@ -43,6 +43,7 @@ pub async fn run(settings: Settings) -> Result<(), String> {
     sources.watch_keys(&agent);
     info!(MESSAGE_ID = id::STARTED, "started");
     tell_systemd(&agent, true);
+    started();
     loop {
         let event = tokio::select! {
             event = sources.next(&agent) => event,

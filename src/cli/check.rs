@@ -13,7 +13,7 @@ use crate::system::systemd;
 
 pub fn run(global: &Global) -> Result<(), Failure> {
     require_root("a check")?;
-    log::start(global.verbose);
+    log::start(global.verbose, false);
     let settings = global.settings()?;
     let store = Store::new(&settings.state_dir);
     let (spec, refused) = match store.spec() {

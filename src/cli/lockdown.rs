@@ -6,7 +6,7 @@ use crate::log;
 
 pub fn run(global: &Global) -> Result<(), Failure> {
     require_root("the lockdown")?;
-    log::start(global.verbose);
+    log::start(global.verbose, false);
     let state = gate::lockdown(global.config.as_deref()).map_err(Failure::Failed)?;
     match global.format {
         Format::Table => print(&state),

@@ -1,5 +1,5 @@
-//! Pushing reports to the control plane: at once when readiness or the generation changes, else on
-//! an interval with jitter; patiently while the control plane is away.
+//! Pushing reports to the control plane: at once when a check, readiness or the generation changes, else
+//! on an interval with jitter; patiently while the control plane is away.
 //!
 //! May not live here: what a report says.
 
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use portcullis_protocol::Report;
+use portcullis_protocol::{CheckId, Report, Status};
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Certificate, Client, StatusCode};
 use tokio::sync::watch;
@@ -47,36 +47,48 @@ enum Failure {
     Other(String),
 }
 
+/// What is worth telling at once: the rest of a report changes all the time.
+type News = (bool, Option<u64>, Vec<(CheckId, Status)>);
+
+fn news(report: &Report) -> News {
+    let checks = report
+        .checks
+        .iter()
+        .map(|check| (check.id, check.status))
+        .collect();
+    (report.ready, report.generation, checks)
+}
+
 /// Pushes until the task is dropped.
 pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Delivery>) {
     let mut client = None;
-    let mut last_told = None;
+    let mut told: Option<News> = None;
     loop {
         let delivery = deliveries.borrow_and_update().clone();
-        if let (Some(url), Some(report)) = (&delivery.url, &delivery.report) {
-            let news = (report.ready, report.generation);
-            if last_told != Some(news) {
-                if !deliver(&settings, &mut client, url, &mut deliveries).await {
-                    return;
-                }
-                last_told = Some(news);
-                continue;
+        if let (Some(url), Some(report)) = (&delivery.url, &delivery.report)
+            && told != Some(news(report))
+        {
+            told = deliver(&settings, &mut client, url, &mut deliveries).await;
+            if deliveries.has_changed().is_err() {
+                return;
             }
+            continue;
         }
         tokio::select! {
             changed = deliveries.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(jittered(settings.interval)), if delivery.url.is_some() => last_told = None,
+            () = tokio::time::sleep(jittered(settings.interval)), if delivery.url.is_some() => told = None,
         }
     }
 }
 
-/// Tries until the newest report is taken. False when there is nothing to deliver any more.
+/// Tries until the newest report is taken, and says what it told; `None` when there is nothing to
+/// deliver there any more.
 async fn deliver(
     settings: &PushSettings,
     client: &mut Option<Client>,
     url: &str,
     deliveries: &mut watch::Receiver<Delivery>,
-) -> bool {
+) -> Option<News> {
     let backoff = ExponentialBuilder::default()
         .with_jitter()
         .with_min_delay(Duration::from_secs(1))
@@ -85,16 +97,15 @@ async fn deliver(
         .build();
     for wait in backoff {
         let delivery = deliveries.borrow_and_update().clone();
-        let Some(report) = delivery.report.filter(|_| delivery.url.as_deref() == Some(url)) else {
-            return true;
-        };
+        let report = delivery.report.filter(|_| delivery.url.as_deref() == Some(url))?;
         let wait = match post(settings, client, url, &report).await {
-            Ok(()) => return true,
+            Ok(()) => return Some(news(&report)),
             Err(Failure::Later(wait)) => wait.min(MAX_WAIT),
             Err(Failure::Other(reason)) => {
                 warn!(
                     MESSAGE_ID = id::REPORT_FAILED,
-                    reason, "the report was not delivered; trying again"
+                    REASON = reason,
+                    "the report was not delivered: {reason}"
                 );
                 wait
             }
@@ -102,10 +113,10 @@ async fn deliver(
         debug!(?wait, "waiting before the next try");
         tokio::time::sleep(wait).await;
         if deliveries.has_changed().is_err() {
-            return false;
+            return None;
         }
     }
-    true
+    None
 }
 
 async fn post(
