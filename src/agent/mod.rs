@@ -238,12 +238,16 @@ impl Agent {
         if previous.is_none_or(|before| before.ready != report.ready) {
             let blocking: Vec<&str> = report.blocking().map(|check| check.id.as_str()).collect();
             let blocking = blocking.join(" ");
+            let verdict = if report.ready {
+                "ready".to_owned()
+            } else {
+                format!("not ready: {blocking}")
+            };
             info!(
                 MESSAGE_ID = id::READINESS,
                 READY = report.ready,
                 BLOCKING = blocking,
-                "ready: {}",
-                report.ready
+                "{verdict}"
             );
         }
         let report = Arc::new(report);
@@ -290,11 +294,7 @@ impl Agent {
     }
 
     fn refuse(&mut self, reason: String) {
-        warn!(
-            MESSAGE_ID = id::SPEC_REFUSED,
-            REASON = reason,
-            "a spec was refused; nothing changed"
-        );
+        log_refusal(&reason);
         self.refused = Some(reason);
         self.publish();
     }
@@ -342,7 +342,7 @@ impl Agent {
             MESSAGE_ID = id::SPEC_ACCEPTED,
             GENERATION = generation,
             SOURCE = source,
-            "a spec was accepted"
+            "generation {generation} was accepted"
         );
         self.spec = Some(spec);
         self.refused = None;
@@ -374,17 +374,23 @@ impl Agent {
                     },
                     (Ok(_), None) => refused(Refusal::Failed, "there is no report"),
                     (Err((kind, reason)), _) => {
-                        warn!(
-                            MESSAGE_ID = id::SPEC_REFUSED,
-                            REASON = reason,
-                            "a spec was refused; nothing changed"
-                        );
+                        log_refusal(&reason);
                         refused(kind, reason)
                     }
                 }
             }
         }
     }
+}
+
+/// One line, so that what stands in a spec can't look like another entry.
+fn log_refusal(reason: &str) {
+    let line = reason.lines().collect::<Vec<_>>().join("; ");
+    warn!(
+        MESSAGE_ID = id::SPEC_REFUSED,
+        REASON = reason,
+        "a spec was refused, nothing changed: {line}"
+    );
 }
 
 /// There is an enrolment token in it (OSSN-0074).
