@@ -46,25 +46,31 @@ fn peers_reach_every_port_and_all_others_only_what_a_rule_allows() {
     let machines = lab.launch_many(&requests);
     let stranger = lab.stranger();
     machines.iter().for_each(listen);
+    let anywhere: Vec<_> = [22]
+        .into_iter()
+        .chain(NAMED.map(|(_, port)| port))
+        .map(|port| (Tcp, port))
+        .collect();
+    let (mut names, mut probes, mut expected) = (Vec::new(), Vec::new(), Vec::new());
     for to in &machines {
-        for (transport, port) in UNNAMED {
-            for from in &machines {
-                let together = from.instance.cluster() == to.instance.cluster();
-                let expected = if together { Open } else { Filtered };
-                let seen = to.seen_from(&from.vantage(), transport, port);
-                let (from, to) = (from.instance.name(), to.instance.name());
-                assert_eq!(seen, [expected; 2], "{from} to {to}, {transport}/{port}");
-            }
-            let seen = to.seen_from(&vantage(&stranger), transport, port);
-            assert_eq!(seen, [Filtered; 2], "stranger, {transport}/{port}");
-        }
-        for port in [22, NAMED[0].1, NAMED[1].1] {
-            assert_eq!(to.seen_from(&vantage(&stranger), Tcp, port), [Open; 2]);
-            for from in &machines {
-                assert_eq!(to.seen_from(&from.vantage(), Tcp, port), [Open; 2]);
+        let members = machines
+            .iter()
+            .map(|from| (from.vantage(), from.instance.cluster() == to.instance.cluster()));
+        for (from, together) in members.chain([(vantage(&stranger), false)]) {
+            let named = anywhere.iter().map(|what| (*what, true));
+            for ((transport, port), open) in UNNAMED.map(|what| (what, together)).into_iter().chain(named) {
+                for ip in to.instance.addresses() {
+                    let address = SocketAddr::new(ip, port);
+                    names.push(format!("{} to {transport} {address}", from.label));
+                    probes.push((from.clone(), Target { transport, address }));
+                    expected.push(if open { Open } else { Filtered });
+                }
             }
         }
     }
+    let seen = measure(&probes).unwrap();
+    let expected: Vec<_> = names.iter().zip(expected).collect();
+    assert_eq!(names.iter().zip(seen).collect::<Vec<_>>(), expected);
     outbound_works(&machines, &stranger);
 }
 
