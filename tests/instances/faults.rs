@@ -180,12 +180,14 @@ fn without_dbus_the_daemon_stays_and_says_so() {
 #[track_caller]
 fn is_refused(machine: &mut Machine, stranger: &Outsider, reason: &str) {
     let pid = machine.main_pid();
-    let before = (machine.table(), machine.ok("cat /var/lib/portcullis/spec.json"));
+    // The disk as the daemon sees it.
+    let on_disk = format!("nsenter -t {pid} -m cat /var/lib/portcullis/spec.json");
+    let before = (machine.table(), machine.ok(&on_disk));
     let spec = machine.next(|spec| spec.firewall.ingress.push(allow("9000/tcp")));
     let output = machine.apply(&spec);
     assert_eq!(output.code, Some(1), "{output:?}");
     assert!(output.stderr.contains(reason), "{output:?}");
-    let after = (machine.table(), machine.ok("cat /var/lib/portcullis/spec.json"));
+    let after = (machine.table(), machine.ok(&on_disk));
     assert_eq!(after, before);
     assert_eq!(machine.main_pid(), pid);
     holds(machine, stranger);
