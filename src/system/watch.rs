@@ -39,6 +39,11 @@ struct Place {
 
 impl Place {
     fn concerns(&self, event: &InotifyEvent) -> bool {
+        let written = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
+        // Who writes a spec makes an empty file first; only a whole one is worth reading.
+        if self.topic == Topic::Spec && !event.mask.intersects(written) {
+            return false;
+        }
         match (&self.name, &event.name) {
             (_, None) => self.itself,
             (Some(name), Some(changed)) => name == changed,
@@ -178,6 +183,20 @@ mod tests {
         assert_eq!(watch.changed().await.unwrap(), [Topic::Spec].into());
         let more = tokio::time::timeout(std::time::Duration::from_millis(20), watch.changed()).await;
         assert!(more.is_err(), "{more:?}");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_spec_is_seen_when_it_is_whole() {
+        use std::io::Write;
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new().unwrap();
+        watch.file(Topic::Spec, &folder.path().join("spec.json")).unwrap();
+        let mut file = std::fs::File::create(folder.path().join("spec.json")).unwrap();
+        file.write_all(b"{").unwrap();
+        let none = tokio::time::timeout(std::time::Duration::from_millis(20), watch.changed()).await;
+        assert!(none.is_err(), "{none:?}");
+        drop(file);
+        assert_eq!(watch.changed().await.unwrap(), [Topic::Spec].into());
     }
 
     #[tokio::test(flavor = "current_thread")]
