@@ -4,6 +4,7 @@
 
 mod apply;
 mod check;
+mod explain;
 mod lockdown;
 mod plan;
 mod report;
@@ -79,6 +80,12 @@ enum Command {
     /// Make a spec the accepted one; it is durable and enforced when this returns.
     #[command(after_help = "Example:\n  portcullis apply --spec new.json")]
     Apply(SpecArgument),
+    /// Say what the kernel does with a packet, by which rule, and where that comes from.
+    #[command(
+        after_help = "Examples:\n  portcullis explain --from 203.0.113.7 --protocol tcp --port 22\n  \
+        portcullis explain --from 2001:db8::1 --protocol icmp --interface eth0"
+    )]
+    Explain(explain::ExplainArguments),
     /// Show the daemon's last report.
     #[command(after_help = "Example:\n  portcullis status --watch")]
     Status(status::StatusArguments),
@@ -153,6 +160,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Check => check::run(&global),
         Command::Plan(argument) => plan::run(&global, &argument.spec),
         Command::Apply(argument) => apply::run(&global, &argument.spec),
+        Command::Explain(arguments) => explain::run(&global, &arguments),
         Command::Status(status) => status::run(&global, &status),
     }
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod explain;
 pub mod firewall;
 pub mod key_path;
 pub mod keys;

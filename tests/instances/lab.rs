@@ -112,7 +112,11 @@ impl Lab {
         let machines = instances.into_iter().map(|instance| {
             wait(&self.provider, instance.name(), READY_TIME, &Quiet).unwrap();
             // The record has the pinned identity now.
-            self.machine(instance.name())
+            let machine = self.machine(instance.name());
+            // Ready comes before the end of the boot, and cloud-init restarts sshd once more.
+            machine.run("systemctl is-system-running --wait");
+            machine.until_ready();
+            machine
         });
         machines.collect()
     }

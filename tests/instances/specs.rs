@@ -243,3 +243,41 @@ fn bad_settings_are_refused_by_file_and_line_and_leave_the_running_daemon_alone(
     machine.ok("printf 'nonsense' > /etc/portcullis/conf.d/bad.toml; portcullis lockdown");
     assert_eq!(machine.table(), table);
 }
+
+/// What `explain` says about a packet is what a real connection meets.
+#[test]
+fn explain_agrees_with_real_connections() {
+    let lab = Lab::new();
+    let machine = lab.launch();
+    listen_inside(&machine.instance, &[(Tcp, 9000)]).unwrap();
+    let stranger = lab.stranger();
+    let from = vantage(&stranger);
+    for (port, reached, word) in [(22, Reached::Open, "accept"), (9000, Reached::Filtered, "drop")] {
+        assert_eq!(machine.seen_from(&from, Tcp, port), [reached; 2]);
+        for address in stranger.addresses() {
+            let said = machine.ok(&format!(
+                "portcullis explain --from {address} --protocol tcp --port {port} --format json"
+            ));
+            let said: Value = serde_json::from_str(&said).unwrap();
+            assert_eq!(said["explanation"]["verdict"], word, "{said}");
+            assert_eq!(said["interface"], "eth0");
+        }
+    }
+    let text = machine.ok("portcullis explain --from 203.0.113.7 --protocol tcp --port 22");
+    for expected in [
+        "ACCEPT",
+        "ingress rule allow-22-tcp of generation 1",
+        "BREV-NET-2",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    for bad in [
+        "--protocol tcp",
+        "--protocol icmp --port 1",
+        "--protocol any --port 1",
+        "--protocol tcp --port 1 --to ::1",
+    ] {
+        let output = machine.run(&format!("portcullis explain --from 203.0.113.7 {bad}"));
+        assert_eq!(output.code, Some(2), "{bad}: {output:?}");
+    }
+}
