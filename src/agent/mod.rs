@@ -105,10 +105,7 @@ impl Agent {
             tls: not_yet(),
         };
         let tls = tls_or_without_authority(&identity, spec.as_ref())?;
-        let token = spec
-            .as_ref()
-            .and_then(|s| s.control_plane.as_ref())
-            .and_then(|c| c.enrolment_token.clone());
+        let token = spec.as_ref().and_then(Spec::enrolment_token).cloned();
         let published = watch::Sender::new(Published {
             report: None,
             token,
@@ -255,9 +252,8 @@ impl Agent {
         let url = self
             .spec
             .as_ref()
-            .and_then(|s| s.control_plane.as_ref())
-            .and_then(|c| c.report_url.as_ref());
-        let url = url.map(|url| url.as_str().to_owned());
+            .and_then(Spec::report_url)
+            .map(|url| url.as_str().to_owned());
         self.published
             .send_modify(|published| published.report = Some(report.clone()));
         self.deliveries.send_replace(Delivery {
@@ -333,10 +329,7 @@ impl Agent {
             return Err((Refusal::Failed, with_restore(reason, restored)));
         }
         self.seen.gate = gate;
-        let token = spec
-            .control_plane
-            .as_ref()
-            .and_then(|c| c.enrolment_token.clone());
+        let token = spec.enrolment_token().cloned();
         let generation = spec.generation.get();
         info!(
             MESSAGE_ID = id::SPEC_ACCEPTED,

@@ -111,9 +111,7 @@ impl TlsIdentity {
     /// When the spec's `client_ca` is no usable certificate.
     pub fn server_config(&self, spec: Option<&Spec>) -> Result<Arc<ServerConfig>, String> {
         let builder = ServerConfig::builder_with_protocol_versions(&[&TLS13, &TLS12]);
-        let authority = spec
-            .and_then(|s| s.control_plane.as_ref())
-            .and_then(|c| c.client_ca.as_ref());
+        let authority = spec.and_then(Spec::client_ca);
         let builder = match authority {
             Some(pem) => builder.with_client_cert_verifier(
                 WebPkiClientVerifier::builder(Arc::new(roots(pem)?))

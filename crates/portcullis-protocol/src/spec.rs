@@ -334,6 +334,21 @@ impl Spec {
         serde_json::to_vec_pretty(self).unwrap_or_default()
     }
 
+    /// The authority of the control plane's client certificates, as PEM.
+    pub fn client_ca(&self) -> Option<&str> {
+        self.control_plane.as_ref()?.client_ca.as_deref()
+    }
+
+    /// The token that binds the instance's keys on first contact.
+    pub fn enrolment_token(&self) -> Option<&Secret> {
+        self.control_plane.as_ref()?.enrolment_token.as_ref()
+    }
+
+    /// Where health reports are pushed to.
+    pub fn report_url(&self) -> Option<&HttpsUrl> {
+        self.control_plane.as_ref()?.report_url.as_ref()
+    }
+
     /// Addresses of all peers.
     pub fn peer_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.cluster
