@@ -9,7 +9,7 @@ use portcullis_protocol::{FirewallRule, UserName};
 
 use super::health::{Row, print_rows};
 use super::{Context, duration, output};
-use crate::local::{DEFAULT_SUITE, ImageRequest, LaunchRequest, parse_allow, read_keys};
+use crate::local::{ImageRequest, LaunchRequest, default_suite, parse_allow, read_keys};
 use crate::userdata::UserDataOptions;
 use crate::{Error, Result};
 
@@ -46,9 +46,9 @@ pub(super) struct Launch {
     /// The agent's package [default: the newest in target/debian, or next to this program]
     #[arg(long, value_name = "FILE")]
     deb: Option<PathBuf>,
-    /// Debian suite of the image
-    #[arg(long, default_value = DEFAULT_SUITE)]
-    suite: String,
+    /// Debian suite of the image, for example bookworm; this machine's own, if left out
+    #[arg(long, value_name = "SUITE")]
+    suite: Option<String>,
     /// Don't let the user become root
     #[arg(long)]
     no_sudo: bool,
@@ -80,7 +80,7 @@ impl Launch {
                     ..UserDataOptions::default()
                 },
                 image: ImageRequest {
-                    suite: self.suite.clone(),
+                    suite: self.suite.clone().unwrap_or_else(default_suite),
                     deb: self.deb.clone(),
                     allow_without_agent: false,
                 },

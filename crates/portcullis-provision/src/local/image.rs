@@ -17,8 +17,28 @@ use crate::{Error, Progress, Result};
 /// What a fresh Debian machine lacks to run local instances.
 pub const INSTALL_HINT: &str = "install: apt-get install debootstrap iproute2 util-linux mount";
 
-/// The suite that is used unless another is named.
-pub const DEFAULT_SUITE: &str = "bookworm";
+/// The Debian suite that is used unless another is named: this machine's own, or the nearest one that
+/// is not older, so that a package that was built here finds its C library in the image.
+pub fn default_suite() -> String {
+    suite_for(&read_lossy(Path::new("/etc/os-release")))
+}
+
+/// The suite for a machine with this os-release(5).
+fn suite_for(os_release: &str) -> String {
+    let value = |name: &str| {
+        let line = os_release
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_default().trim_matches('"').to_owned()
+    };
+    let (codename, version) = (value("VERSION_CODENAME"), value("VERSION_ID"));
+    match value("ID").as_str() {
+        "debian" if !codename.is_empty() => codename,
+        // Up to 22.04 the C library is that of bookworm or older; later it is not.
+        "ubuntu" if version.as_str() >= "22.10" => "trixie".to_owned(),
+        _ => "bookworm".to_owned(),
+    }
+}
 
 /// What debootstrap installs. cloud-init follows afterwards.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,openssh-server,nftables,iproute2,python3,\
@@ -40,7 +60,7 @@ pub struct ImageRequest {
 impl Default for ImageRequest {
     fn default() -> Self {
         Self {
-            suite: DEFAULT_SUITE.into(),
+            suite: default_suite(),
             deb: None,
             allow_without_agent: false,
         }
@@ -255,6 +275,25 @@ fn hash_file(path: &Path) -> Result<String> {
 mod tests {
     use super::*;
     use crate::progress::Quiet;
+
+    #[test]
+    fn the_suite_is_not_older_than_this_machine() {
+        for (os_release, suite) in [
+            ("ID=debian\nVERSION_CODENAME=trixie\n", "trixie"),
+            (
+                "ID=ubuntu\nVERSION_ID=\"22.04\"\nVERSION_CODENAME=jammy\n",
+                "bookworm",
+            ),
+            (
+                "ID=ubuntu\nVERSION_ID=\"24.04\"\nVERSION_CODENAME=noble\n",
+                "trixie",
+            ),
+            ("ID=debian\n", "bookworm"),
+            ("", "bookworm"),
+        ] {
+            assert_eq!(suite_for(os_release), suite, "{os_release}");
+        }
+    }
 
     #[test]
     fn an_interrupted_build_leaves_nothing_and_is_repeated() {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use exec::Output;
-pub use image::{DEFAULT_SUITE, INSTALL_HINT, Image, ImageRequest, find_deb};
+pub use image::{INSTALL_HINT, Image, ImageRequest, default_suite, find_deb};
 pub use instance::{AGENT_PORT, Instance, State};
 pub use launch::LaunchRequest;
 pub use network::{GATEWAY, Network, Outsider, in_namespace};
