@@ -256,3 +256,41 @@ fn a_damaged_accepted_spec_opens_nothing_and_is_reported() {
     assert_eq!(report.refused_spec, None);
     holds(&machine, &stranger);
 }
+
+/// A kernel without nf_tables answers the same way: the gate can be neither read nor written.
+#[test]
+fn without_the_right_to_the_packet_filter_the_daemon_stays_and_says_so() {
+    let lab = Lab::new();
+    let (machine, stranger) = instance_that_listens(&lab);
+    let table = machine.table();
+    machine.ok("mkdir -p /run/systemd/system/portcullis.service.d
+        printf '[Service]\\nCapabilityBoundingSet=~CAP_NET_ADMIN\\n' > /run/systemd/system/portcullis.service.d/no.conf
+        systemctl daemon-reload
+        systemctl restart portcullis");
+    let check = machine.until_check(CheckId::FirewallApplied, Status::Fail);
+    assert!(check.summary.contains("CAP_NET_ADMIN"), "{check:?}");
+    machine.until_check(CheckId::FirewallDefaultDeny, Status::Fail);
+    assert_eq!(machine.ok("systemctl is-active portcullis"), "active");
+    assert_eq!(machine.table(), table);
+    holds(&machine, &stranger);
+    machine.ok("rm /run/systemd/system/portcullis.service.d/no.conf
+        systemctl daemon-reload
+        systemctl restart portcullis");
+    machine.until_ready();
+}
+
+#[test]
+fn without_sshd_the_daemon_stays_and_says_so() {
+    let lab = Lab::new();
+    let machine = lab.launch();
+    machine.ok(
+        "systemctl stop ssh.service && mv /usr/sbin/sshd /usr/sbin/sshd.away && systemctl restart portcullis",
+    );
+    let check = machine.until_check(CheckId::SshdReachable, Status::Fail);
+    assert!(check.summary.contains("install openssh-server"), "{check:?}");
+    machine.until_check(CheckId::SshdRunning, Status::Fail);
+    machine.until_check(CheckId::KeysAccepted, Status::Fail);
+    assert_eq!(machine.ok("systemctl is-active portcullis"), "active");
+    machine.ok("mv /usr/sbin/sshd.away /usr/sbin/sshd && systemctl start ssh.service");
+    machine.until_ready();
+}
