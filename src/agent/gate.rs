@@ -70,10 +70,7 @@ impl Gatekeeper {
     pub fn reconcile(&mut self, spec: Option<&Spec>) -> observation::Gate {
         let planned = self.plan(spec);
         let (applied, held) = match Nftables::open() {
-            Ok(mut nftables) => {
-                let applied = self.replace_if_different(&mut nftables, &planned);
-                (applied, nftables.read().map_err(|e| e.to_string()))
-            }
+            Ok(mut nftables) => self.enforce(&mut nftables, &planned),
             Err(error) => (Err(error.to_string()), Err(error.to_string())),
         };
         match &applied {
@@ -94,15 +91,28 @@ impl Gatekeeper {
         }
     }
 
-    fn replace_if_different(&mut self, nftables: &mut Nftables, planned: &Ruleset) -> Observed<()> {
-        let held = nftables.read().map_err(|e| e.to_string())?;
-        if held.as_ref() == Some(planned) {
-            return Ok(());
+    /// Whether it could be applied, and what the kernel holds afterwards. What is as planned already is
+    /// read once; what was replaced is read back.
+    fn enforce(
+        &mut self,
+        nftables: &mut Nftables,
+        planned: &Ruleset,
+    ) -> (Observed<()>, Observed<Option<Ruleset>>) {
+        let held = match nftables.read() {
+            Ok(Some(held)) if held == *planned => return (Ok(()), Ok(Some(held))),
+            Ok(held) => held,
+            Err(error) => return (Err(error.to_string()), Err(error.to_string())),
+        };
+        let applied = nftables.replace(planned).map_err(|e| e.to_string());
+        if applied.is_ok() {
+            self.log_applied(held.as_ref(), planned);
         }
-        nftables.replace(planned).map_err(|e| e.to_string())?;
-        let what = held
-            .as_ref()
-            .map_or_else(|| "no table".to_owned(), |held| held.diff(planned).join("\n"));
+        (applied, nftables.read().map_err(|e| e.to_string()))
+    }
+
+    /// A plan that was in place before and had to be put there again is a repair.
+    fn log_applied(&mut self, held: Option<&Ruleset>, planned: &Ruleset) {
+        let what = held.map_or_else(|| "no table".to_owned(), |held| held.diff(planned).join("\n"));
         if self.applied.as_ref() == Some(planned) {
             self.repaired += 1;
             warn!(
@@ -113,7 +123,6 @@ impl Gatekeeper {
         } else {
             info!(MESSAGE_ID = id::GATE_APPLIED, DIFF = what, "the gate is applied");
         }
-        Ok(())
     }
 }
 

@@ -32,7 +32,6 @@ struct Login {
     user: UserName,
     keys: Vec<PublicKey>,
     account: Observed<Account>,
-    config: Observed<SshdConfig>,
     installed: Observed<(PathBuf, Vec<PublicKey>)>,
 }
 
@@ -121,7 +120,6 @@ async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Logi
         user: user.clone(),
         keys,
         account,
-        config,
         installed,
     }
 }
@@ -228,9 +226,6 @@ async fn probe(config: &Observed<SshdConfig>, logins: &[Login]) -> (Observed<Han
                 installed,
                 accepted,
             });
-        }
-        if let Err(reason) = &login.config {
-            tracing::debug!(reason, "sshd's configuration for a user can't be read");
         }
     }
     let handshake = match (handshake, address) {

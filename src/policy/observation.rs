@@ -140,7 +140,7 @@ pub struct Observations {
     pub systemd: Systemd,
     /// sshd.
     pub sshd: Sshd,
-    /// The spec's keys; `Err` when no spec is accepted.
+    /// The spec's keys that have not expired.
     pub keys: Vec<KeyState>,
     /// Our own endpoint.
     pub tls: Observed<Tls>,

@@ -58,16 +58,6 @@ impl Connection {
         Ok(Self { socket, sequence: 1 })
     }
 
-    /// The socket's own address, as events name it.
-    ///
-    /// # Errors
-    /// As getsockname(2).
-    pub fn port(&self) -> io::Result<u32> {
-        let mut address = SocketAddr::new(0, 0);
-        self.socket.get_address(&mut address)?;
-        Ok(address.port_number())
-    }
-
     /// The next free sequence number.
     pub fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
