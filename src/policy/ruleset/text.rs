@@ -1,0 +1,160 @@
+//! The ruleset as nft(8) would write it, and what differs between two, as lines of that text.
+//!
+//! May not live here: conditions themselves; whatever is printed is in `super`.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::{Conntrack, Elements, Family, Hook, Match, PREROUTING, Rule, Ruleset, Set, TABLE, Verdict};
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Accept => "accept",
+            Self::Drop => "drop",
+        })
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        })
+    }
+}
+
+fn ip(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ip",
+        Family::Ipv6 => "ip6",
+    }
+}
+
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interface(name) => write!(f, "iifname {name:?}"),
+            Self::InterfaceIn(set) => write!(f, "iifname @{set}"),
+            Self::Family(family) => write!(f, "meta nfproto {family}"),
+            Self::Protocol(number) => match number {
+                1 => f.write_str("meta l4proto icmp"),
+                6 => f.write_str("meta l4proto tcp"),
+                17 => f.write_str("meta l4proto udp"),
+                58 => f.write_str("meta l4proto ipv6-icmp"),
+                other => write!(f, "meta l4proto {other}"),
+            },
+            Self::Conntrack(Conntrack::EstablishedOrRelated) => f.write_str("ct state established,related"),
+            Self::Conntrack(Conntrack::Invalid) => f.write_str("ct state invalid"),
+            Self::Source(net) => write!(f, "{} saddr {net}", ip(Family::of(net.addr()))),
+            Self::SourceIn(family, set) => write!(f, "{} saddr @{set}", ip(*family)),
+            Self::Destination(net) => write!(f, "{} daddr {net}", ip(Family::of(net.addr()))),
+            Self::SourcePort(ports) => write!(f, "th sport {ports}"),
+            Self::DestinationPort(ports) => write!(f, "th dport {ports}"),
+            Self::IcmpType(types) if types.start() == types.end() => write!(f, "@th,0,8 {}", types.start()),
+            Self::IcmpType(types) => write!(f, "@th,0,8 {}-{}", types.start(), types.end()),
+            Self::HopLimit(limit) => write!(f, "ip6 hoplimit {limit}"),
+            Self::Foreign(text) => write!(f, "<{text}>"),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for condition in &self.matches {
+            write!(f, "{condition} ")?;
+        }
+        if self.counter {
+            f.write_str("counter ")?;
+        }
+        if let Some(verdict) = self.verdict {
+            write!(f, "{verdict} ")?;
+        }
+        write!(f, "comment {:?}", self.comment)
+    }
+}
+
+impl fmt::Display for Elements {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list: Vec<String> = match self {
+            Self::Interfaces(names) => names.iter().map(|name| format!("{name:?}")).collect(),
+            Self::Addresses(_, addresses) => addresses.iter().map(ToString::to_string).collect(),
+            Self::Ranges(_, ranges) => ranges
+                .iter()
+                .map(|(first, last)| format!("{first}-{last}"))
+                .collect(),
+        };
+        f.write_str(&list.join(", "))
+    }
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, flags) = match &self.elements {
+            Elements::Interfaces(_) => ("ifname", ""),
+            Elements::Addresses(Family::Ipv4, _) => ("ipv4_addr", ""),
+            Elements::Addresses(Family::Ipv6, _) => ("ipv6_addr", ""),
+            Elements::Ranges(Family::Ipv4, _) => ("ipv4_addr", " flags interval;"),
+            Elements::Ranges(Family::Ipv6, _) => ("ipv6_addr", " flags interval;"),
+        };
+        write!(f, "set {} {{ type {kind};{flags}", self.name)?;
+        if !self.elements.is_empty() {
+            write!(f, " elements = {{ {} }}", self.elements)?;
+        }
+        f.write_str(" }")
+    }
+}
+
+impl fmt::Display for Ruleset {
+    /// As nft(8) would read it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table inet {TABLE} {{")?;
+        for set in &self.sets {
+            writeln!(f, "    {set}")?;
+        }
+        for chain in &self.chains {
+            writeln!(f, "    chain {} {{", chain.name)?;
+            if let Some(hook) = &chain.hook {
+                let name = match hook.number {
+                    PREROUTING => "prerouting".to_owned(),
+                    other => other.to_string(),
+                };
+                let Hook { priority, policy, .. } = hook;
+                writeln!(
+                    f,
+                    "        type filter hook {name} priority {priority}; policy {policy};"
+                )?;
+            }
+            for rule in &chain.rules {
+                writeln!(f, "        {rule}")?;
+            }
+            writeln!(f, "    }}")?;
+        }
+        f.write_str("}")
+    }
+}
+
+impl Ruleset {
+    /// What would have to change to make `self` into `wanted`: lines that go (`-`) and come (`+`),
+    /// in the order of the text. Empty if both are the same.
+    pub fn diff(&self, wanted: &Self) -> Vec<String> {
+        let lines = |ruleset: &Self| ruleset.to_string().lines().map(str::to_owned).collect::<Vec<_>>();
+        let (old, new) = (lines(self), lines(wanted));
+        let (olds, news): (BTreeSet<&String>, BTreeSet<&String>) =
+            (old.iter().collect(), new.iter().collect());
+        let gone = old
+            .iter()
+            .filter(|line| !news.contains(line))
+            .map(|line| format!("-{line}"));
+        let come = new
+            .iter()
+            .filter(|line| !olds.contains(line))
+            .map(|line| format!("+{line}"));
+        let mut diff: Vec<String> = gone.chain(come).collect();
+        if diff.is_empty() && self != wanted {
+            diff.push("~ the same rules in another order or form".to_owned());
+        }
+        diff
+    }
+}
