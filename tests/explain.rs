@@ -122,6 +122,7 @@ fn sent(source: impl Strategy<Value = IpAddr>, icmp: u8) -> impl Strategy<Value 
                     protocol,
                     source_port: has_ports.then_some(source_port),
                     port: has_ports.then_some(port),
+                    tcp_flags: flags,
                     icmp_type: (protocol == icmp).then_some(kind),
                     hop_limit,
                     conntrack: conntrack(protocol, flags, kind),
@@ -377,7 +378,7 @@ fn explain_says_what_the_kernel_does() {
         let planned = ruleset(Inputs {
             spec: Some(&spec),
             internal: &internal,
-            health_port: 7443,
+            ..Inputs::default()
         });
         for (set, all) in [
             ("seen4", draw(&mut runner, &sent(v4(), 1))),

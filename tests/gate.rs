@@ -23,8 +23,7 @@ fn spec(rest: &str) -> Spec {
 fn planned(rest: &str) -> Ruleset {
     ruleset(Inputs {
         spec: Some(&spec(rest)),
-        internal: &BTreeSet::new(),
-        health_port: 7443,
+        ..Inputs::default()
     })
 }
 

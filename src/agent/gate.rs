@@ -48,6 +48,7 @@ impl Gatekeeper {
             spec,
             internal: &internal,
             health_port: self.health_port,
+            ..Inputs::default()
         })
     }
 

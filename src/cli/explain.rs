@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Failure, Format, Global, print, print_json, require_root};
 use crate::agent::state::Store;
-use crate::policy::explain::{Explanation, Packet, explain};
+use crate::policy::explain::{Explanation, Packet, TCP_SYN, explain};
 use crate::system::links;
 use crate::system::nftables::Nftables;
 
@@ -45,6 +45,7 @@ pub fn run(global: &Global, arguments: &ExplainArguments) -> Result<(), Failure>
         protocol,
         source_port: None,
         port: arguments.port,
+        tcp_flags: TCP_SYN,
         icmp_type,
         hop_limit: 64,
         conntrack: None,

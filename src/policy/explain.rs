@@ -12,6 +12,12 @@ use serde::Serialize;
 
 use super::ruleset::{Conntrack, Elements, Family, Match, PREROUTING, Rule, Ruleset, Verdict};
 
+const TCP: u8 = 6;
+/// The flag that a connection starts with, alone among these.
+pub const TCP_SYN: u8 = 0x02;
+/// FIN, SYN, RST and ACK.
+const TCP_FLOW_FLAGS: u8 = 0x17;
+
 /// The first packet of a flow, as it comes in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
@@ -27,6 +33,8 @@ pub struct Packet {
     pub source_port: Option<u16>,
     /// Destination port, as the sender dials it.
     pub port: Option<u16>,
+    /// TCP flags (RFC 9293 section 3.1).
+    pub tcp_flags: u8,
     /// ICMP or ICMPv6 type.
     pub icmp_type: Option<u8>,
     /// IPv6 hop limit.
@@ -125,6 +133,9 @@ fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
         Match::DestinationPort(ports) => packet.port.is_some_and(|port| ports.contains(port)),
         Match::IcmpType(types) => packet.icmp_type.is_some_and(|kind| types.contains(&kind)),
         Match::HopLimit(limit) => packet.hop_limit == *limit,
+        Match::NotFirstSegment => packet.protocol == TCP && packet.tcp_flags & TCP_FLOW_FLAGS != TCP_SYN,
+        // Only where packets are sampled, which decides nothing.
+        Match::Limit { .. } => true,
         Match::Foreign(_) => false,
     }
 }
@@ -162,6 +173,14 @@ fn by_rule(verdict: Option<Verdict>, rule: &Rule, spec: Option<&Spec>) -> Explan
             format!("control_plane.sources{generation}"),
             Requirement::BrevNet2,
         ),
+        Some(("kept", _)) => (
+            "a session that is older than the gate".to_owned(),
+            Requirement::BrevSsh4,
+        ),
+        Some(("denied", what)) if what.starts_with("spoofed") || what == "invalid" => {
+            (format!("nobody may send this: {what}"), Requirement::BrevNet1)
+        }
+        Some(("denied", _)) => ("no rule lets it in".to_owned(), Requirement::BrevNet1),
         Some(("base", what)) => (format!("what every host needs: {what}"), Requirement::BrevNet1),
         _ => ("somebody else than portcullis".to_owned(), Requirement::BrevNet2),
     };
@@ -194,6 +213,7 @@ mod tests {
             protocol: 6,
             source_port: None,
             port: Some(port),
+            tcp_flags: TCP_SYN,
             icmp_type: None,
             hop_limit: 64,
             conntrack: None,
@@ -206,7 +226,7 @@ mod tests {
         let rules = ruleset(Inputs {
             spec: Some(&spec),
             internal: &internal,
-            health_port: 7443,
+            ..Inputs::default()
         });
         explain(&rules, packet, Some(&spec))
     }
@@ -249,7 +269,7 @@ mod tests {
             (
                 tcp("127.0.0.1", 22),
                 Verdict::Drop,
-                "what every host needs: spoofed source v4",
+                "nobody may send this: spoofed source v4",
             ),
             (
                 Packet {
@@ -290,11 +310,11 @@ mod tests {
             ),
             (
                 Packet {
-                    conntrack: Some(Conntrack::EstablishedOrRelated),
+                    conntrack: Some(Conntrack::Reply),
                     ..tcp("203.0.113.1", 999)
                 },
                 Verdict::Accept,
-                "established",
+                "reply",
             ),
             (
                 Packet {
@@ -313,14 +333,11 @@ mod tests {
 
     #[test]
     fn a_rule_of_somebody_else_is_not_judged() {
-        let mut rules = ruleset(Inputs {
-            spec: None,
-            internal: &Default::default(),
-            health_port: 7443,
-        });
+        let mut rules = ruleset(Inputs::default());
         let foreign = Rule {
             comment: String::new(),
             matches: vec![Match::Foreign("xfrm".into())],
+            log: None,
             counter: false,
             verdict: Some(Verdict::Accept),
         };

@@ -12,7 +12,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portcullis_protocol::{FirewallRule, PortRange, Protocol, SourceRange, Spec};
 
 use super::ruleset::{
-    Chain, Conntrack, Elements, Family, Hook, Match, PREROUTING, PRIORITY_MANGLE, Rule, Ruleset, Set, Verdict,
+    Chain, Conntrack, Elements, Family, Hook, Log, Match, PREROUTING, PRIORITY_MANGLE, Rule, Ruleset, Set,
+    Verdict,
 };
 
 /// The chain that decides.
@@ -30,6 +31,21 @@ pub fn peer_set(family: Family) -> String {
     format!("peers{}", family.digit())
 }
 
+/// Name of the set of a family's addresses whose sessions are older than the gate.
+fn kept_set(family: Family) -> String {
+    format!("kept{}", family.digit())
+}
+
+/// The sample of denied packets that is told in the journal: enough of each for the addresses, the
+/// protocol and the ports behind IPv6 extension headers.
+pub const SAMPLE: Log = Log {
+    group: 7443,
+    bytes: 128,
+};
+/// Packets a second in that sample, and how many more at once.
+const SAMPLE_RATE: u32 = 10;
+const SAMPLE_BURST: u32 = 20;
+
 /// What the ruleset is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
@@ -39,6 +55,22 @@ pub struct Inputs<'a> {
     pub internal: &'a BTreeSet<String>,
     /// The port of the HTTPS endpoint, for the control plane.
     pub health_port: u16,
+    /// Hosts with TCP sessions that are older than the gate, which goes on letting them in.
+    pub kept: &'a BTreeSet<IpAddr>,
+}
+
+/// No spec, no internal interface: the baseline.
+impl Default for Inputs<'_> {
+    fn default() -> Self {
+        static NO_NAMES: BTreeSet<String> = BTreeSet::new();
+        static NO_ADDRESSES: BTreeSet<IpAddr> = BTreeSet::new();
+        Self {
+            spec: None,
+            internal: &NO_NAMES,
+            health_port: 7443,
+            kept: &NO_ADDRESSES,
+        }
+    }
 }
 
 /// The ruleset that enforces the spec: default deny (BREV-NET-1), what a host always needs, the
@@ -46,12 +78,16 @@ pub struct Inputs<'a> {
 pub fn ruleset(inputs: Inputs<'_>) -> Ruleset {
     let mut builder = Builder::default();
     builder.set(INTERNAL.to_owned(), Elements::Interfaces(inputs.internal.clone()));
-    builder.always_needed();
+    builder.this_host();
+    builder.known_flows(inputs.kept);
     builder.peers(inputs.spec);
-    builder.rule(
-        "base invalid",
+    builder.icmp_errors();
+    builder.neighbour_discovery();
+    builder.dhcp();
+    builder.counted(
+        "denied invalid",
         vec![Match::Conntrack(Conntrack::Invalid)],
-        Verdict::Drop,
+        Some(Verdict::Drop),
     );
     if let Some(spec) = inputs.spec {
         builder.control_plane(spec, inputs.health_port);
@@ -77,6 +113,7 @@ impl Builder {
         self.rules.push(Rule {
             comment: comment.to_owned(),
             matches,
+            log: None,
             counter: false,
             verdict: Some(verdict),
         });
@@ -86,14 +123,15 @@ impl Builder {
         self.rules.push(Rule {
             comment: comment.to_owned(),
             matches,
+            log: None,
             counter: true,
             verdict,
         });
     }
 
-    /// What a host needs whatever the spec says. Order matters: spoofed loopback addresses are
-    /// dropped before anything from outside is accepted (CVE-2020-8558).
-    fn always_needed(&mut self) {
+    /// What comes from this host itself, and what only pretends to: that is dropped before anything
+    /// from outside is accepted (CVE-2020-8558).
+    fn this_host(&mut self) {
         use Verdict::{Accept, Drop};
         self.rule("base loopback", vec![Match::Interface("lo".to_owned())], Accept);
         self.rule(
@@ -104,24 +142,65 @@ impl Builder {
         for (name, net) in [("v4", loopback4()), ("v6", loopback6())] {
             let family = Match::Family(Family::of(net.addr()));
             self.counted(
-                &format!("base spoofed source {name}"),
+                &format!("denied spoofed source {name}"),
                 vec![family.clone(), Match::Source(net)],
                 Some(Drop),
             );
             self.counted(
-                &format!("base spoofed target {name}"),
+                &format!("denied spoofed target {name}"),
                 vec![family, Match::Destination(net)],
                 Some(Drop),
             );
         }
-        self.rule(
-            "base established",
-            vec![Match::Conntrack(Conntrack::EstablishedOrRelated)],
-            Accept,
-        );
-        self.icmp_errors();
-        self.neighbour_discovery();
-        self.dhcp();
+    }
+
+    /// Answers to flows that began here. A flow that came from outside is judged anew with each of its
+    /// packets, and so ends with the rule or the peer that let it in: nothing has to be found and
+    /// deleted, and conntrack keeps its direction, so that a packet from here can't revive it.
+    fn known_flows(&mut self, kept: &BTreeSet<IpAddr>) {
+        for (comment, state) in [
+            ("base reply", Conntrack::Reply),
+            ("base related", Conntrack::Related),
+        ] {
+            self.rule(comment, vec![Match::Conntrack(state)], Verdict::Accept);
+        }
+        for family in Family::BOTH {
+            let addresses: BTreeSet<IpAddr> = kept
+                .iter()
+                .copied()
+                .filter(|a| Family::of(*a) == family)
+                .collect();
+            if addresses.is_empty() {
+                continue;
+            }
+            let name = kept_set(family);
+            self.set(name.clone(), Elements::Addresses(family, addresses));
+            let matches = vec![
+                Match::Family(family),
+                Match::SourceIn(family, name),
+                Match::NotFirstSegment,
+            ];
+            self.counted(&format!("kept {family}"), matches, Some(Verdict::Accept));
+        }
+    }
+
+    /// What is left is denied: a sample of it is told, all of it is counted, by protocol.
+    fn denied(&mut self) {
+        self.rules.push(Rule {
+            comment: "denied sample".to_owned(),
+            matches: vec![Match::Limit {
+                rate: SAMPLE_RATE,
+                burst: SAMPLE_BURST,
+            }],
+            log: Some(SAMPLE),
+            counter: false,
+            verdict: None,
+        });
+        for (name, number) in [("tcp", TCP), ("udp", UDP), ("icmp", ICMP), ("icmpv6", ICMPV6)] {
+            let comment = format!("denied {name}");
+            self.counted(&comment, vec![Match::Protocol(number)], Some(Verdict::Drop));
+        }
+        self.counted("denied other", Vec::new(), Some(Verdict::Drop));
     }
 
     /// Path MTU and unreachable messages, also of flows that conntrack does not know (RFC 4890, RFC 1191).
@@ -293,7 +372,7 @@ impl Builder {
     }
 
     fn finish(mut self) -> Ruleset {
-        self.counted("denied", Vec::new(), None);
+        self.denied();
         self.sets.sort_by(|a, b| a.name.cmp(&b.name));
         let hook = Hook {
             number: PREROUTING,
@@ -343,8 +422,7 @@ mod tests {
         let spec = Spec::from_json(json.as_bytes()).unwrap();
         ruleset(Inputs {
             spec: Some(&spec),
-            internal: &BTreeSet::new(),
-            health_port: 7443,
+            ..Inputs::default()
         })
     }
 
@@ -359,18 +437,16 @@ mod tests {
 
     #[test]
     fn without_a_spec_nothing_but_the_base_is_there() {
-        let none = ruleset(Inputs {
-            spec: None,
-            internal: &BTreeSet::new(),
-            health_port: 7443,
-        });
+        let none = ruleset(Inputs::default());
         let gate = none.chain(GATE).unwrap();
         assert_eq!(gate.hook.as_ref().unwrap().policy, Verdict::Drop);
         let unexpected: Vec<_> = gate
             .rules
             .iter()
             .filter(|r| {
-                !r.comment.starts_with("base ") && !r.comment.starts_with("peers ") && r.verdict.is_some()
+                r.verdict == Some(Verdict::Accept)
+                    && !r.comment.starts_with("base ")
+                    && !r.comment.starts_with("peers ")
             })
             .collect();
         assert!(unexpected.is_empty(), "{unexpected:?}");

@@ -193,18 +193,31 @@ pub struct Rule {
     pub comment: String,
     /// All must fit.
     pub matches: Vec<Match>,
+    /// Where a copy of the packet goes, if anywhere.
+    pub log: Option<Log>,
     /// Whether packets are counted.
     pub counter: bool,
     /// What then happens; none: the next rule is looked at.
     pub verdict: Option<Verdict>,
 }
 
-/// Conntrack states as the kernel numbers them (`NF_CT_STATE_*` bits).
+/// A copy of a packet for a listener of nfnetlink_log; without one, nothing happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Log {
+    /// Number that the listener binds to.
+    pub group: u16,
+    /// Bytes of the packet that are copied.
+    pub bytes: u32,
+}
+
+/// What conntrack says of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Conntrack {
-    /// Of a flow that is known, or belongs to one that is.
-    EstablishedOrRelated,
+    /// Answers a flow whose first packet went the other way.
+    Reply,
+    /// Belongs to a flow without being of it, as an ICMP error does.
+    Related,
     /// Of no flow and no good start of one.
     Invalid,
 }
@@ -237,6 +250,15 @@ pub enum Match {
     IcmpType(RangeInclusive<u8>),
     /// Its IPv6 hop limit.
     HopLimit(u8),
+    /// Of TCP, and not the first segment of a connection (RFC 9293 section 3.5).
+    NotFirstSegment,
+    /// No more than so many a second came before it, but for a burst of so many.
+    Limit {
+        /// Packets a second.
+        rate: u32,
+        /// Packets beyond that at once.
+        burst: u32,
+    },
     /// Something that another program put there; never in a plan.
     Foreign(String),
 }

@@ -12,8 +12,7 @@ fn world() -> (Spec, Observations) {
     let spec = Spec::from_json(KEY.as_bytes()).unwrap();
     let planned = ruleset(Inputs {
         spec: Some(&spec),
-        internal: &Default::default(),
-        health_port: 7443,
+        ..Inputs::default()
     });
     let key = &spec.authorized_keys[0];
     let keys = vec![KeyState {

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{Conntrack, Elements, Family, Hook, Match, PREROUTING, Rule, Ruleset, Set, TABLE, Verdict};
+use super::{Conntrack, Elements, Family, Hook, Log, Match, PREROUTING, Rule, Ruleset, Set, TABLE, Verdict};
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,7 +45,8 @@ impl fmt::Display for Match {
                 58 => f.write_str("meta l4proto ipv6-icmp"),
                 other => write!(f, "meta l4proto {other}"),
             },
-            Self::Conntrack(Conntrack::EstablishedOrRelated) => f.write_str("ct state established,related"),
+            Self::Conntrack(Conntrack::Reply) => f.write_str("ct direction reply"),
+            Self::Conntrack(Conntrack::Related) => f.write_str("ct state related"),
             Self::Conntrack(Conntrack::Invalid) => f.write_str("ct state invalid"),
             Self::Source(net) => write!(f, "{} saddr {net}", ip(Family::of(net.addr()))),
             Self::SourceIn(family, set) => write!(f, "{} saddr @{set}", ip(*family)),
@@ -55,6 +56,8 @@ impl fmt::Display for Match {
             Self::IcmpType(types) if types.start() == types.end() => write!(f, "@th,0,8 {}", types.start()),
             Self::IcmpType(types) => write!(f, "@th,0,8 {}-{}", types.start(), types.end()),
             Self::HopLimit(limit) => write!(f, "ip6 hoplimit {limit}"),
+            Self::NotFirstSegment => f.write_str("meta l4proto tcp tcp flags & (fin|syn|rst|ack) != syn"),
+            Self::Limit { rate, burst } => write!(f, "limit rate {rate}/second burst {burst} packets"),
             Self::Foreign(text) => write!(f, "<{text}>"),
         }
     }
@@ -64,6 +67,9 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for condition in &self.matches {
             write!(f, "{condition} ")?;
+        }
+        if let Some(Log { group, bytes }) = self.log {
+            write!(f, "log group {group} snaplen {bytes} ")?;
         }
         if self.counter {
             f.write_str("counter ")?;

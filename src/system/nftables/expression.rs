@@ -3,17 +3,26 @@
 //!
 //! May not live here: which expressions make up a condition (`lower`).
 
-use netlink_packet_core::DefaultNla;
+use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_netfilter::nftables::{
     Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup, Meta,
     MetaKey, Operator, Payload, Register, Verdict as NftVerdict, VerdictAttribute,
 };
 
-use crate::policy::ruleset::Verdict;
+use crate::policy::ruleset::{Log, Verdict};
 
 const NFTA_CT_DREG: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
 const NFT_CT_STATE: u32 = 0;
+const NFT_CT_DIRECTION: u32 = 1;
+const NFTA_LIMIT_RATE: u16 = 1;
+const NFTA_LIMIT_UNIT: u16 = 2;
+const NFTA_LIMIT_BURST: u16 = 3;
+const NFTA_LIMIT_TYPE: u16 = 4;
+const NFTA_LIMIT_FLAGS: u16 = 5;
+const NFT_LIMIT_PKTS: u32 = 0;
+const NFTA_LOG_GROUP: u16 = 1;
+const NFTA_LOG_SNAPLEN: u16 = 3;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 
@@ -29,6 +38,8 @@ pub enum Expr {
     Meta(MetaKey),
     /// Load conntrack's state bits, host-endian.
     CtState,
+    /// Load conntrack's direction of the packet, a byte.
+    CtDirection,
     /// Load bytes of a header.
     Payload { base: u32, offset: u32, len: u32 },
     /// Keep only the bits of the mask.
@@ -37,6 +48,10 @@ pub enum Expr {
     Cmp(Operator, Vec<u8>),
     /// Go on only if the register is in the set.
     Lookup(String),
+    /// Go on only below this many packets a second, with a burst.
+    Limit { rate: u32, burst: u32 },
+    /// Copy to a listener.
+    Log(Log),
     /// Count.
     Counter,
     /// Decide.
@@ -55,13 +70,10 @@ impl Expr {
         };
         match self {
             Self::Meta(key) => Expressions::Meta(vec![Meta::DestinationRegister(register), Meta::Key(*key)]),
-            Self::CtState => other(
-                "ct",
-                vec![
-                    be32(NFTA_CT_DREG, register.into()),
-                    be32(NFTA_CT_KEY, NFT_CT_STATE),
-                ],
-            ),
+            Self::CtState => other("ct", conntrack(NFT_CT_STATE)),
+            Self::CtDirection => other("ct", conntrack(NFT_CT_DIRECTION)),
+            Self::Limit { rate, burst } => other("limit", limit(*rate, *burst)),
+            Self::Log(log) => other("log", self::log(*log)),
             Self::Payload { base, offset, len } => Expressions::Payload(vec![
                 Payload::DestinationRegister(register),
                 Payload::Base(*base),
@@ -133,14 +145,10 @@ impl Expr {
                 attributes,
             } => match expression_type.as_str() {
                 "counter" => Some(Self::Counter),
-                "ct" => {
-                    let expected = [
-                        be32(NFTA_CT_DREG, Register::Reg1.into()),
-                        be32(NFTA_CT_KEY, NFT_CT_STATE),
-                    ];
-                    let same = attributes.len() == 2 && expected.iter().all(|e| attributes.contains(e));
-                    same.then_some(Self::CtState)
-                }
+                "ct" if same(attributes, &conntrack(NFT_CT_STATE)) => Some(Self::CtState),
+                "ct" if same(attributes, &conntrack(NFT_CT_DIRECTION)) => Some(Self::CtDirection),
+                "limit" => decode_limit(attributes),
+                "log" => decode_log(attributes),
                 _ => None,
             },
             _ => None,
@@ -163,6 +171,53 @@ pub fn verdict_of(code: u32) -> Option<Verdict> {
         NF_ACCEPT => Some(Verdict::Accept),
         _ => None,
     }
+}
+
+fn conntrack(key: u32) -> Vec<DefaultNla> {
+    vec![be32(NFTA_CT_DREG, Register::Reg1.into()), be32(NFTA_CT_KEY, key)]
+}
+
+fn limit(rate: u32, burst: u32) -> Vec<DefaultNla> {
+    let be64 = |kind, value: u64| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    vec![
+        be64(NFTA_LIMIT_RATE, rate.into()),
+        be64(NFTA_LIMIT_UNIT, 1),
+        be32(NFTA_LIMIT_BURST, burst),
+        be32(NFTA_LIMIT_TYPE, NFT_LIMIT_PKTS),
+        be32(NFTA_LIMIT_FLAGS, 0),
+    ]
+}
+
+fn decode_limit(attributes: &[DefaultNla]) -> Option<Expr> {
+    let rate = u32::try_from(u64::from_be_bytes(value(attributes, NFTA_LIMIT_RATE)?)).ok()?;
+    let burst = u32::from_be_bytes(value(attributes, NFTA_LIMIT_BURST)?);
+    same(attributes, &limit(rate, burst)).then_some(Expr::Limit { rate, burst })
+}
+
+fn log(log: Log) -> Vec<DefaultNla> {
+    vec![
+        DefaultNla::new(NFTA_LOG_GROUP, log.group.to_be_bytes().to_vec()),
+        be32(NFTA_LOG_SNAPLEN, log.bytes),
+    ]
+}
+
+fn decode_log(attributes: &[DefaultNla]) -> Option<Expr> {
+    let group = u16::from_be_bytes(value(attributes, NFTA_LOG_GROUP)?);
+    let bytes = u32::from_be_bytes(value(attributes, NFTA_LOG_SNAPLEN)?);
+    let found = Log { group, bytes };
+    same(attributes, &log(found)).then_some(Expr::Log(found))
+}
+
+/// The kernel may give attributes in another order.
+fn same(attributes: &[DefaultNla], expected: &[DefaultNla]) -> bool {
+    attributes.len() == expected.len() && expected.iter().all(|e| attributes.contains(e))
+}
+
+fn value<const N: usize>(attributes: &[DefaultNla], kind: u16) -> Option<[u8; N]> {
+    let attribute = attributes.iter().find(|a| a.kind() == kind)?;
+    let mut bytes = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut bytes);
+    bytes.try_into().ok()
 }
 
 fn be32(kind: u16, value: u32) -> DefaultNla {

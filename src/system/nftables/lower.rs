@@ -19,9 +19,17 @@ const IFNAMSIZ: usize = 16;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 
+/// `IPPROTO_TCP`.
+const IPPROTO_TCP: u8 = 6;
+
 /// State bits (linux/netfilter/nf_conntrack_common.h).
 const CT_INVALID: u32 = 1;
-const CT_ESTABLISHED_RELATED: u32 = 2 | 4;
+const CT_RELATED: u32 = 4;
+/// `enum ip_conntrack_dir` (linux/netfilter/nf_conntrack_tuple_common.h).
+const IP_CT_DIR_REPLY: u8 = 1;
+/// FIN, SYN, RST and ACK, and the one of them that a connection starts with.
+const FLOW_FLAGS: u8 = 0x17;
+const SYN: u8 = 0x02;
 
 /// Where an address is in its header: offset and length, in bytes.
 fn address_field(family: Family, source: bool) -> Expr {
@@ -51,6 +59,11 @@ const DESTINATION_PORT: Expr = Expr::Payload {
 const ICMP_TYPE: Expr = Expr::Payload {
     base: TRANSPORT_HEADER,
     offset: 0,
+    len: 1,
+};
+const TCP_FLAGS: Expr = Expr::Payload {
+    base: TRANSPORT_HEADER,
+    offset: 13,
     len: 1,
 };
 const HOP_LIMIT: Expr = Expr::Payload {
@@ -93,6 +106,7 @@ pub fn interface_of(bytes: &[u8]) -> Option<String> {
 /// The expressions of a rule, without its comment.
 pub fn lower(rule: &Rule) -> Vec<Expr> {
     let mut expressions: Vec<Expr> = rule.matches.iter().flat_map(lower_match).collect();
+    expressions.extend(rule.log.map(Expr::Log));
     if rule.counter {
         expressions.push(Expr::Counter);
     }
@@ -124,6 +138,14 @@ fn in_network(net: IpNet, source: bool) -> Vec<Expr> {
     expressions
 }
 
+fn in_state(bits: u32) -> Vec<Expr> {
+    vec![
+        Expr::CtState,
+        Expr::Mask(bits.to_ne_bytes().to_vec()),
+        Expr::Cmp(Operator::NotEqual, vec![0; 4]),
+    ]
+}
+
 fn in_ports(field: Expr, ports: PortRange) -> Vec<Expr> {
     in_range(
         field,
@@ -144,17 +166,9 @@ fn lower_match(condition: &Match) -> Vec<Expr> {
             vec![Expr::Meta(MetaKey::Nfproto), equals(vec![number])]
         }
         Match::Protocol(number) => vec![Expr::Meta(MetaKey::L4Proto), equals(vec![*number])],
-        Match::Conntrack(state) => {
-            let bits = match state {
-                Conntrack::EstablishedOrRelated => CT_ESTABLISHED_RELATED,
-                Conntrack::Invalid => CT_INVALID,
-            };
-            vec![
-                Expr::CtState,
-                Expr::Mask(bits.to_ne_bytes().to_vec()),
-                Expr::Cmp(Operator::NotEqual, vec![0; 4]),
-            ]
-        }
+        Match::Conntrack(Conntrack::Reply) => vec![Expr::CtDirection, equals(vec![IP_CT_DIR_REPLY])],
+        Match::Conntrack(Conntrack::Related) => in_state(CT_RELATED),
+        Match::Conntrack(Conntrack::Invalid) => in_state(CT_INVALID),
         Match::Source(net) => in_network(*net, true),
         Match::Destination(net) => in_network(*net, false),
         Match::SourceIn(family, set) => vec![address_field(*family, true), Expr::Lookup(set.clone())],
@@ -162,6 +176,17 @@ fn lower_match(condition: &Match) -> Vec<Expr> {
         Match::DestinationPort(ports) => in_ports(DESTINATION_PORT, *ports),
         Match::IcmpType(types) => in_range(ICMP_TYPE, vec![*types.start()], vec![*types.end()]),
         Match::HopLimit(limit) => vec![HOP_LIMIT, equals(vec![*limit])],
+        Match::NotFirstSegment => vec![
+            Expr::Meta(MetaKey::L4Proto),
+            equals(vec![IPPROTO_TCP]),
+            TCP_FLAGS,
+            Expr::Mask(vec![FLOW_FLAGS]),
+            Expr::Cmp(Operator::NotEqual, vec![SYN]),
+        ],
+        Match::Limit { rate, burst } => vec![Expr::Limit {
+            rate: *rate,
+            burst: *burst,
+        }],
         Match::Foreign(text) => vec![Expr::Foreign(text.clone())],
     }
 }
@@ -171,12 +196,17 @@ pub fn raise(comment: String, expressions: &[Expr]) -> Rule {
     let mut rule = Rule {
         comment,
         matches: Vec::new(),
+        log: None,
         counter: false,
         verdict: None,
     };
     let mut rest = expressions;
     while let Some((first, tail)) = rest.split_first() {
         match first {
+            Expr::Log(log) if rule.verdict.is_none() && !rule.counter && rule.log.is_none() => {
+                rule.log = Some(*log);
+                rest = tail;
+            }
             Expr::Counter if rule.verdict.is_none() && !rule.counter => {
                 rule.counter = true;
                 rest = tail;
@@ -186,8 +216,8 @@ pub fn raise(comment: String, expressions: &[Expr]) -> Rule {
                 rest = tail;
             }
             _ => match raise_match(rest) {
-                // A condition behind a counter or verdict would be lost in our order: foreign.
-                Some((condition, used)) if !rule.counter && rule.verdict.is_none() => {
+                // A condition behind what a rule does would be lost in our order: foreign.
+                Some((condition, used)) if rule.log.is_none() && !rule.counter && rule.verdict.is_none() => {
                     rule.matches.push(condition);
                     rest = rest.get(used..).unwrap_or_default();
                 }
@@ -245,12 +275,19 @@ fn candidates(expressions: &[Expr]) -> Vec<Match> {
             found.push(set().map(Match::InterfaceIn));
         }
         Some(Expr::Meta(MetaKey::Nfproto)) => found.extend(Family::BOTH.map(|f| Some(Match::Family(f)))),
-        Some(Expr::Meta(MetaKey::L4Proto)) => found.push(byte(1).map(Match::Protocol)),
-        Some(Expr::CtState) => {
-            found.extend(
-                [Conntrack::EstablishedOrRelated, Conntrack::Invalid].map(|s| Some(Match::Conntrack(s))),
-            );
+        Some(Expr::Meta(MetaKey::L4Proto)) => {
+            // The longer one first: it starts as the shorter one does.
+            found.push(Some(Match::NotFirstSegment));
+            found.push(byte(1).map(Match::Protocol));
         }
+        Some(Expr::CtState) => {
+            found.extend([Conntrack::Related, Conntrack::Invalid].map(|s| Some(Match::Conntrack(s))));
+        }
+        Some(Expr::CtDirection) => found.push(Some(Match::Conntrack(Conntrack::Reply))),
+        Some(Expr::Limit { rate, burst }) => found.push(Some(Match::Limit {
+            rate: *rate,
+            burst: *burst,
+        })),
         Some(Expr::Payload { .. }) => {
             for family in Family::BOTH {
                 found.push(set().map(|name| Match::SourceIn(family, name)));
@@ -288,7 +325,7 @@ fn network(expressions: &[Expr]) -> Option<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::ruleset::Verdict;
+    use crate::policy::ruleset::{Log, Verdict};
     use proptest::prelude::*;
 
     fn any_net() -> impl Strategy<Value = IpNet> {
@@ -311,7 +348,10 @@ mod tests {
             "[a-z0-9]{1,20}".prop_map(Match::InterfaceIn),
             family().prop_map(Match::Family),
             any::<u8>().prop_map(Match::Protocol),
-            Just(Match::Conntrack(Conntrack::EstablishedOrRelated)),
+            Just(Match::Conntrack(Conntrack::Reply)),
+            Just(Match::Conntrack(Conntrack::Related)),
+            Just(Match::NotFirstSegment),
+            any::<(u32, u32)>().prop_map(|(rate, burst)| Match::Limit { rate, burst }),
             Just(Match::Conntrack(Conntrack::Invalid)),
             any_net().prop_map(Match::Source),
             any_net().prop_map(Match::Destination),
@@ -327,16 +367,17 @@ mod tests {
         #[test]
         fn what_is_lowered_is_raised_again(
             matches in proptest::collection::vec(any_match(), 0..6),
+            log in proptest::option::of(any::<(u16, u32)>().prop_map(|(group, bytes)| Log { group, bytes })),
             counter: bool,
             verdict in proptest::option::of(prop_oneof![Just(Verdict::Accept), Just(Verdict::Drop)]),
         ) {
-            let rule = Rule { comment: "c".into(), matches, counter, verdict };
+            let rule = Rule { comment: "c".into(), matches, log, counter, verdict };
             prop_assert_eq!(raise("c".into(), &lower(&rule)), rule);
         }
 
         #[test]
         fn what_is_encoded_is_decoded_again(matches in proptest::collection::vec(any_match(), 0..6)) {
-            let rule = Rule { comment: "c".into(), matches, counter: true, verdict: Some(Verdict::Drop) };
+            let rule = Rule { comment: "c".into(), matches, log: Some(Log { group: 7, bytes: 128 }), counter: true, verdict: Some(Verdict::Drop) };
             for expression in lower(&rule) {
                 prop_assert_eq!(Expr::decode(&expression.encode()), expression);
             }
@@ -351,6 +392,7 @@ mod tests {
                 Match::Protocol(6),
                 Match::DestinationPort(PortRange::single(22).unwrap()),
             ],
+            log: None,
             counter: false,
             verdict: Some(Verdict::Accept),
         };
