@@ -11,6 +11,7 @@
     reason = "a test may end by panicking"
 )]
 
+mod changes;
 mod cluster;
 mod endpoint;
 mod faults;
