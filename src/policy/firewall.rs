@@ -90,6 +90,7 @@ pub fn ruleset(inputs: Inputs<'_>) -> Ruleset {
         Some(Verdict::Drop),
     );
     if let Some(spec) = inputs.spec {
+        builder.containers(inputs.internal);
         builder.control_plane(spec, inputs.health_port);
         for rule in &spec.firewall.ingress {
             builder.ingress(rule);
@@ -276,6 +277,16 @@ impl Builder {
             self.set(name.clone(), Elements::Addresses(family, addresses));
             let matches = vec![Match::Family(family), Match::SourceIn(family, name)];
             self.counted(&format!("peers {family}"), matches, Some(Verdict::Accept));
+        }
+    }
+
+    /// Rules name ports of this host. Whoever has a route to a container dials the container's own ports,
+    /// and a rule for 22 would open all of theirs (moby#22054). What is published still has an address
+    /// of this host here.
+    fn containers(&mut self, internal: &BTreeSet<String>) {
+        if !internal.is_empty() {
+            let matches = vec![Match::RoutedTo(INTERNAL.to_owned())];
+            self.counted("denied container", matches, Some(Verdict::Drop));
         }
     }
 

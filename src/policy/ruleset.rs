@@ -242,6 +242,8 @@ pub enum Match {
     SourceIn(Family, String),
     /// Its destination is in this network.
     Destination(IpNet),
+    /// Would be forwarded to an interface of this set, as its destination stands now.
+    RoutedTo(String),
     /// Its source port (of a protocol with ports).
     SourcePort(PortRange),
     /// Its destination port, as the sender dialled it.

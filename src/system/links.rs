@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 
 use super::netlink::{Attributes, Connection, RawMessage, u32_at};
 use super::readable::Readable;
@@ -28,12 +29,14 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_MULTIPATH: u16 = 9;
 /// Length of `struct rtnexthop`.
 const NEXT_HOP_HEADER: usize = 8;
-/// `AF_INET`; everything else that has routes is IPv6.
+/// Address families (linux/socket.h); everything else than `AF_INET` that has routes is IPv6.
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 /// `RT_TABLE_LOCAL`: the kernel's own table of local addresses.
 const TABLE_LOCAL: u8 = 255;
 /// `RTN_UNICAST`.
@@ -60,6 +63,36 @@ pub fn read() -> io::Result<Vec<Link>> {
         read_route(message.payload(), &mut links);
     }
     Ok(links.into_values().collect())
+}
+
+/// The interface that packets to an address leave by; none for an address of this host, and for one
+/// that no route leads to.
+///
+/// # Errors
+/// When netlink can't be used or read.
+pub fn outgoing_to(address: IpAddr) -> io::Result<Option<String>> {
+    let (family, bytes) = match address {
+        IpAddr::V4(v4) => (AF_INET, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (AF_INET6, v6.octets().to_vec()),
+    };
+    let bits = u8::try_from(bytes.len() * 8).unwrap_or(u8::MAX);
+    let mut request = vec![family, bits];
+    request.resize(ROUTE_HEADER, 0);
+    // A netlink attribute: its length, its kind, its value.
+    let length = u16::try_from(bytes.len() + 4).unwrap_or(u16::MAX);
+    request.extend(length.to_ne_bytes());
+    request.extend(RTA_DST.to_ne_bytes());
+    request.extend(bytes);
+    let message = RawMessage::new(RTM_GETROUTE, request);
+    let answers = match Connection::open(NETLINK_ROUTE, &[])?.get(&message) {
+        Err(error) if error.kind() == io::ErrorKind::NetworkUnreachable => return Ok(None),
+        answers => answers?,
+    };
+    let forwarded = answers.iter().map(RawMessage::payload);
+    let mut forwarded = forwarded.filter(|payload| payload.get(7) == Some(&UNICAST));
+    let index = forwarded.find_map(|payload| outgoing(payload).first().copied());
+    let mut links = read()?.into_iter();
+    Ok(index.and_then(|index| links.find(|link| link.index == index).map(|link| link.name)))
 }
 
 fn read_link(payload: &[u8]) -> Option<Link> {

@@ -23,6 +23,11 @@ const NFTA_LIMIT_FLAGS: u16 = 5;
 const NFT_LIMIT_PKTS: u32 = 0;
 const NFTA_LOG_GROUP: u16 = 1;
 const NFTA_LOG_SNAPLEN: u16 = 3;
+const NFTA_FIB_DREG: u16 = 1;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFTA_FIB_FLAGS: u16 = 3;
+const NFT_FIB_RESULT_OIFNAME: u32 = 2;
+const NFTA_FIB_F_DADDR: u32 = 1 << 1;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 
@@ -40,6 +45,9 @@ pub enum Expr {
     CtState,
     /// Load conntrack's direction of the packet, a byte.
     CtDirection,
+    /// Load the name of the interface that the destination is routed to; zeros for an address of
+    /// this host.
+    RouteInterface,
     /// Load bytes of a header.
     Payload { base: u32, offset: u32, len: u32 },
     /// Keep only the bits of the mask.
@@ -72,6 +80,7 @@ impl Expr {
             Self::Meta(key) => Expressions::Meta(vec![Meta::DestinationRegister(register), Meta::Key(*key)]),
             Self::CtState => other("ct", conntrack(NFT_CT_STATE)),
             Self::CtDirection => other("ct", conntrack(NFT_CT_DIRECTION)),
+            Self::RouteInterface => other("fib", fib()),
             Self::Limit { rate, burst } => other("limit", limit(*rate, *burst)),
             Self::Log(log) => other("log", self::log(*log)),
             Self::Payload { base, offset, len } => Expressions::Payload(vec![
@@ -147,6 +156,7 @@ impl Expr {
                 "counter" => Some(Self::Counter),
                 "ct" if same(attributes, &conntrack(NFT_CT_STATE)) => Some(Self::CtState),
                 "ct" if same(attributes, &conntrack(NFT_CT_DIRECTION)) => Some(Self::CtDirection),
+                "fib" if same(attributes, &fib()) => Some(Self::RouteInterface),
                 "limit" => decode_limit(attributes),
                 "log" => decode_log(attributes),
                 _ => None,
@@ -175,6 +185,14 @@ pub fn verdict_of(code: u32) -> Option<Verdict> {
 
 fn conntrack(key: u32) -> Vec<DefaultNla> {
     vec![be32(NFTA_CT_DREG, Register::Reg1.into()), be32(NFTA_CT_KEY, key)]
+}
+
+fn fib() -> Vec<DefaultNla> {
+    vec![
+        be32(NFTA_FIB_DREG, Register::Reg1.into()),
+        be32(NFTA_FIB_RESULT, NFT_FIB_RESULT_OIFNAME),
+        be32(NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR),
+    ]
 }
 
 fn limit(rate: u32, burst: u32) -> Vec<DefaultNla> {
