@@ -29,6 +29,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The owner's word on interfaces.
     pub links: LinkSettings,
+    /// Whether containers are kept from the provider's metadata services.
+    pub metadata_lock: bool,
     /// Whether users that the spec names are created when they are missing.
     pub create_users: bool,
     /// Where the HTTPS endpoint listens.
@@ -47,6 +49,7 @@ impl Default for Settings {
             state_dir: "/var/lib/portcullis".into(),
             socket: DEFAULT_SOCKET.into(),
             links: LinkSettings::default(),
+            metadata_lock: false,
             create_users: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
             report_interval: Duration::from_secs(300),
@@ -88,6 +91,7 @@ struct RawPaths {
 struct RawFirewall {
     uplinks: Option<BTreeSet<String>>,
     trusted_interfaces: Option<BTreeSet<String>>,
+    metadata_lock: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -154,6 +158,7 @@ impl Settings {
             &mut new.links.trusted,
             interfaces("firewall.trusted_interfaces", raw.firewall.trusted_interfaces)?,
         );
+        set(&mut new.metadata_lock, raw.firewall.metadata_lock);
         set(&mut new.create_users, raw.keys.create_users);
         set(&mut new.listen, raw.health.listen);
         set(

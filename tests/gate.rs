@@ -3,12 +3,14 @@
 
 mod common;
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use common::Namespace;
 use portcullis::policy::firewall::{Inputs, ruleset};
 use portcullis::policy::links::{LinkSettings, internal};
+use portcullis::policy::metadata;
 use portcullis::policy::ruleset::Ruleset;
 use portcullis::system::links;
 use portcullis::system::nftables::{Error, Nftables};
@@ -205,11 +207,12 @@ fn container(host: &Namespace, stranger: &Namespace) -> Namespace {
 }
 
 /// The plan of a host with its links as they are.
-fn plan_with_links(host: &Namespace, rest: &str) -> Ruleset {
+fn plan_with_links(host: &Namespace, rest: &str, metadata_lock: bool) -> Ruleset {
     let links = host.enter(|| links::read().unwrap());
     ruleset(Inputs {
         spec: Some(&spec(rest)),
         internal: &internal(&links, &LinkSettings::default()),
+        metadata_lock,
         ..Inputs::default()
     })
 }
@@ -248,7 +251,7 @@ fn a_published_port_is_shut_unless_its_outside_port_is_named() {
     };
     // Port 80 is the container's; the outside dials 8080.
     for (rest, open) in [(String::new(), false), (rule(80), false), (rule(8080), true)] {
-        put(&host, &plan_with_links(&host, &rest));
+        put(&host, &plan_with_links(&host, &rest, false));
         for address in published {
             assert_eq!(answers(&stranger, address), open, "{address}, {rest}");
         }
@@ -260,6 +263,55 @@ fn a_published_port_is_shut_unless_its_outside_port_is_named() {
     let _outside = stranger.enter(|| TcpListener::bind("[::]:99").unwrap());
     assert!(answers(&container, "10.9.0.2:99") && answers(&container, "[fd09::2]:99"));
     assert!(answers(&host, routed[0]) && answers(&host, routed[1]));
+}
+
+/// Containers are refused at once; the host, name look-ups and other addresses are not.
+#[test]
+fn the_metadata_lock_refuses_containers_and_not_the_host() {
+    let (host, outside) = world();
+    let container = container(&host, &outside);
+    for address in metadata::ADDRESSES {
+        let gateway = if address.is_ipv4() { "10.9.0.2" } else { "fd09::2" };
+        common::run(&format!("ip -n {} addr add {address} dev lo", outside.name()));
+        common::run(&format!(
+            "ip -n {} route add {address} via {gateway}",
+            host.name()
+        ));
+    }
+    let _listeners = outside.enter(|| ["[::]:80", "[::]:53"].map(|on| TcpListener::bind(on).unwrap()));
+    for address in metadata::ADDRESSES {
+        let to = SocketAddr::new(address, 80).to_string();
+        until_answers(&container, &to);
+        until_answers(&host, &to);
+    }
+    let dial = |from: &Namespace, port: u16| {
+        let refused = |address| {
+            let to = SocketAddr::new(address, port);
+            let limit = Duration::from_secs(2);
+            from.enter(move || {
+                TcpStream::connect_timeout(&to, limit)
+                    .err()
+                    .map(|error| error.kind())
+            })
+        };
+        metadata::ADDRESSES.map(refused)
+    };
+    for (lock, answer) in [(false, None), (true, Some(ErrorKind::ConnectionRefused))] {
+        put(&host, &plan_with_links(&host, "", lock));
+        assert_eq!(dial(&container, 80), [answer; metadata::ADDRESSES.len()]);
+        assert_eq!(dial(&container, 53), [None; metadata::ADDRESSES.len()], "names");
+        assert_eq!(dial(&host, 80), [None; metadata::ADDRESSES.len()], "the host");
+        assert!(answers(&container, "10.9.0.2:80") && answers(&container, "[fd09::2]:80"));
+    }
+    let listing = host.run("nft list table inet portcullis");
+    for expected in [
+        "elements = { \"br-x\" }",
+        "iifname @internal ip daddr 169.254.169.254",
+        "iifname @internal ip6 daddr fd00:ec2::254",
+        "reject comment \"metadata lock\"",
+    ] {
+        assert!(listing.contains(expected), "{expected} is not in\n{listing}");
+    }
 }
 
 /// CVE-2020-8558: with route_localnet, packets from outside could reach services on 127.0.0.1.

@@ -20,6 +20,7 @@ use crate::system::nftables::Nftables;
 pub struct Gatekeeper {
     links: LinkSettings,
     health_port: u16,
+    metadata_lock: bool,
     /// What was last put in place; to tell somebody else's change from the first application.
     applied: Option<Ruleset>,
     repaired: u64,
@@ -32,6 +33,7 @@ impl Gatekeeper {
         Self {
             links,
             health_port: settings.listen.port(),
+            metadata_lock: settings.metadata_lock,
             applied: None,
             repaired: 0,
         }
@@ -48,6 +50,7 @@ impl Gatekeeper {
             spec,
             internal: &internal,
             health_port: self.health_port,
+            metadata_lock: self.metadata_lock,
             ..Inputs::default()
         })
     }
@@ -145,8 +148,9 @@ pub fn lockdown(config: Option<&Path>) -> Result<String, String> {
         });
     let mut keeper = Gatekeeper::new(&settings);
     let mut gate = keeper.reconcile(spec.as_ref());
-    if gate.applied.is_err() && spec.is_some() {
+    if gate.applied.is_err() && (spec.is_some() || keeper.metadata_lock) {
         // The baseline needs the least of the kernel.
+        keeper.metadata_lock = false;
         gate = keeper.reconcile(None);
     }
     gate.applied.clone()?;

@@ -184,6 +184,10 @@ fn by_rule(verdict: Option<Verdict>, rule: &Rule, spec: Option<&Spec>) -> Explan
             "a session that is older than the gate".to_owned(),
             Requirement::BrevSsh4,
         ),
+        Some(("metadata", _)) => (
+            "the metadata lock (firewall.metadata_lock)".to_owned(),
+            Requirement::BrevNet3,
+        ),
         Some(("denied", "container")) => (
             "rules let in to this host, not to its containers' own addresses".to_owned(),
             Requirement::BrevNet1,
@@ -238,6 +242,7 @@ mod tests {
         let rules = ruleset(Inputs {
             spec: Some(&spec),
             internal: &internal,
+            metadata_lock: true,
             ..Inputs::default()
         });
         explain(&rules, packet, Some(&spec))
@@ -287,6 +292,24 @@ mod tests {
                 Packet {
                     interface: "docker0".into(),
                     ..tcp("172.17.0.2", 9)
+                },
+                Verdict::Accept,
+                "what every host needs: internal",
+            ),
+            (
+                Packet {
+                    interface: "docker0".into(),
+                    destination: Some("169.254.169.254".parse().unwrap()),
+                    ..tcp("172.17.0.2", 80)
+                },
+                Verdict::Reject,
+                "the metadata lock",
+            ),
+            (
+                Packet {
+                    interface: "docker0".into(),
+                    destination: Some("169.254.169.254".parse().unwrap()),
+                    ..tcp("172.17.0.2", 53)
                 },
                 Verdict::Accept,
                 "what every host needs: internal",

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portcullis_protocol::{FirewallRule, PortRange, Protocol, SourceRange, Spec};
 
+use super::metadata;
 use super::ruleset::{
     Chain, Conntrack, Elements, Family, Hook, Log, Match, PREROUTING, PRIORITY_MANGLE, Rule, Ruleset, Set,
     Verdict,
@@ -55,6 +56,8 @@ pub struct Inputs<'a> {
     pub internal: &'a BTreeSet<String>,
     /// The port of the HTTPS endpoint, for the control plane.
     pub health_port: u16,
+    /// Whether containers are kept from the provider's metadata services.
+    pub metadata_lock: bool,
     /// Hosts with TCP sessions that are older than the gate, which goes on letting them in.
     pub kept: &'a BTreeSet<IpAddr>,
 }
@@ -68,6 +71,7 @@ impl Default for Inputs<'_> {
             spec: None,
             internal: &NO_NAMES,
             health_port: 7443,
+            metadata_lock: false,
             kept: &NO_ADDRESSES,
         }
     }
@@ -78,7 +82,7 @@ impl Default for Inputs<'_> {
 pub fn ruleset(inputs: Inputs<'_>) -> Ruleset {
     let mut builder = Builder::default();
     builder.set(INTERNAL.to_owned(), Elements::Interfaces(inputs.internal.clone()));
-    builder.this_host();
+    builder.this_host(inputs);
     builder.known_flows(inputs.kept);
     builder.peers(inputs.spec);
     builder.icmp_errors();
@@ -132,9 +136,13 @@ impl Builder {
 
     /// What comes from this host itself, and what only pretends to: that is dropped before anything
     /// from outside is accepted (CVE-2020-8558).
-    fn this_host(&mut self) {
+    fn this_host(&mut self, inputs: Inputs<'_>) {
         use Verdict::{Accept, Drop};
         self.rule("base loopback", vec![Match::Interface("lo".to_owned())], Accept);
+        // Without containers nothing more than the base is asked of the kernel.
+        if inputs.metadata_lock && !inputs.internal.is_empty() {
+            self.rules.extend(metadata::rules(INTERNAL));
+        }
         self.rule(
             "base internal",
             vec![Match::InterfaceIn(INTERNAL.to_owned())],

@@ -184,6 +184,8 @@ pub enum Verdict {
     Accept,
     /// End it.
     Drop,
+    /// End it, and tell the sender at once: ICMP port unreachable (RFC 792, RFC 4443). Not for policies.
+    Reject,
 }
 
 /// One rule.

@@ -12,6 +12,7 @@ impl fmt::Display for Verdict {
         f.write_str(match self {
             Self::Accept => "accept",
             Self::Drop => "drop",
+            Self::Reject => "reject with icmpx port-unreachable",
         })
     }
 }

@@ -23,6 +23,10 @@ const NFTA_LIMIT_FLAGS: u16 = 5;
 const NFT_LIMIT_PKTS: u32 = 0;
 const NFTA_LOG_GROUP: u16 = 1;
 const NFTA_LOG_SNAPLEN: u16 = 3;
+const NFTA_REJECT_TYPE: u16 = 1;
+const NFTA_REJECT_ICMP_CODE: u16 = 2;
+const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
+const NFT_REJECT_ICMPX_PORT_UNREACH: u8 = 1;
 const NFTA_FIB_DREG: u16 = 1;
 const NFTA_FIB_RESULT: u16 = 2;
 const NFTA_FIB_FLAGS: u16 = 3;
@@ -105,6 +109,7 @@ impl Expr {
                 Expressions::Lookup(vec![Lookup::Set(set.clone()), Lookup::SourceRegister(register)])
             }
             Self::Counter => other("counter", Vec::new()),
+            Self::Verdict(Verdict::Reject) => other("reject", reject()),
             Self::Verdict(verdict) => {
                 let code = NftVerdict::Other(verdict_code(*verdict));
                 Expressions::Immediate(vec![
@@ -157,6 +162,7 @@ impl Expr {
                 "ct" if same(attributes, &conntrack(NFT_CT_STATE)) => Some(Self::CtState),
                 "ct" if same(attributes, &conntrack(NFT_CT_DIRECTION)) => Some(Self::CtDirection),
                 "fib" if same(attributes, &fib()) => Some(Self::RouteInterface),
+                "reject" if same(attributes, &reject()) => Some(Self::Verdict(Verdict::Reject)),
                 "limit" => decode_limit(attributes),
                 "log" => decode_log(attributes),
                 _ => None,
@@ -169,7 +175,8 @@ impl Expr {
 /// The kernel's number for a verdict, in rules and as a chain's policy.
 pub fn verdict_code(verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::Drop => NF_DROP,
+        // The kernel's own rejecting ends in a drop.
+        Verdict::Drop | Verdict::Reject => NF_DROP,
         Verdict::Accept => NF_ACCEPT,
     }
 }
@@ -192,6 +199,13 @@ fn fib() -> Vec<DefaultNla> {
         be32(NFTA_FIB_DREG, Register::Reg1.into()),
         be32(NFTA_FIB_RESULT, NFT_FIB_RESULT_OIFNAME),
         be32(NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR),
+    ]
+}
+
+fn reject() -> Vec<DefaultNla> {
+    vec![
+        be32(NFTA_REJECT_TYPE, NFT_REJECT_ICMPX_UNREACH),
+        DefaultNla::new(NFTA_REJECT_ICMP_CODE, vec![NFT_REJECT_ICMPX_PORT_UNREACH]),
     ]
 }
 

@@ -366,21 +366,25 @@ mod tests {
         ]
     }
 
+    fn any_verdict() -> impl Strategy<Value = Verdict> {
+        prop_oneof![Just(Verdict::Accept), Just(Verdict::Drop), Just(Verdict::Reject)]
+    }
+
     proptest! {
         #[test]
         fn what_is_lowered_is_raised_again(
             matches in proptest::collection::vec(any_match(), 0..6),
             log in proptest::option::of(any::<(u16, u32)>().prop_map(|(group, bytes)| Log { group, bytes })),
             counter: bool,
-            verdict in proptest::option::of(prop_oneof![Just(Verdict::Accept), Just(Verdict::Drop)]),
+            verdict in proptest::option::of(any_verdict()),
         ) {
             let rule = Rule { comment: "c".into(), matches, log, counter, verdict };
             prop_assert_eq!(raise("c".into(), &lower(&rule)), rule);
         }
 
         #[test]
-        fn what_is_encoded_is_decoded_again(matches in proptest::collection::vec(any_match(), 0..6)) {
-            let rule = Rule { comment: "c".into(), matches, log: Some(Log { group: 7, bytes: 128 }), counter: true, verdict: Some(Verdict::Drop) };
+        fn what_is_encoded_is_decoded_again(matches in proptest::collection::vec(any_match(), 0..6), verdict in any_verdict()) {
+            let rule = Rule { comment: "c".into(), matches, log: Some(Log { group: 7, bytes: 128 }), counter: true, verdict: Some(verdict) };
             for expression in lower(&rule) {
                 prop_assert_eq!(Expr::decode(&expression.encode()), expression);
             }
