@@ -12,6 +12,7 @@
 )]
 
 mod cluster;
+mod containers;
 mod endpoint;
 mod faults;
 mod lab;
