@@ -53,6 +53,10 @@ fn world() -> (Namespace, Namespace) {
     (host, stranger)
 }
 
+fn held(nftables: &mut Nftables) -> Option<Ruleset> {
+    nftables.read().unwrap().map(|held| held.ruleset)
+}
+
 fn answers(from: &Namespace, to: &str) -> bool {
     let to: SocketAddr = to.parse().unwrap();
     from.enter(move || TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok())
@@ -71,11 +75,11 @@ fn what_is_planned_is_what_the_kernel_holds() {
     let host = Namespace::new("readback");
     host.enter(|| {
         let mut nftables = Nftables::open().unwrap();
-        assert_eq!(nftables.read().unwrap(), None);
+        assert_eq!(held(&mut nftables), None);
         for rest in ["", RICH, ""] {
             let plan = planned(rest);
             nftables.replace(&plan).unwrap();
-            let held = nftables.read().unwrap().unwrap();
+            let held = held(&mut nftables).unwrap();
             assert_eq!(held, plan, "{:#?}", held.diff(&plan));
         }
     });
@@ -123,7 +127,7 @@ fn a_hundred_thousand_peers_are_one_transaction() {
     host.enter(|| {
         let mut nftables = Nftables::open().unwrap();
         nftables.replace(&plan).unwrap();
-        assert!(nftables.read().unwrap().unwrap() == plan);
+        assert!(held(&mut nftables).unwrap() == plan);
     });
 }
 
@@ -131,12 +135,13 @@ fn a_hundred_thousand_peers_are_one_transaction() {
 fn a_changed_rule_is_seen() {
     let host = Namespace::new("drift");
     let plan = planned(RICH);
-    let held = || host.enter(|| Nftables::open().unwrap().read().unwrap());
+    let held = || host.enter(|| held(&mut Nftables::open().unwrap()));
     for change in [
         "nft insert rule inet portcullis gate accept",
         "nft add element inet portcullis peers4 { 203.0.113.9 }",
         "nft chain inet portcullis gate { policy accept ; }",
         "nft add chain inet portcullis more",
+        "nft add table inet portcullis { flags dormant ; }",
         "nft flush chain inet portcullis gate",
         "nft delete table inet portcullis",
     ] {
@@ -222,7 +227,7 @@ fn put(host: &Namespace, plan: &Ruleset) {
     host.enter(|| {
         let mut nftables = Nftables::open().unwrap();
         nftables.replace(plan).unwrap();
-        assert_eq!(nftables.read().unwrap().as_ref(), Some(plan));
+        assert_eq!(held(&mut nftables).as_ref(), Some(plan));
     });
 }
 
@@ -241,6 +246,18 @@ fn a_published_port_is_shut_unless_its_outside_port_is_named() {
     .unwrap();
     host.run(&format!("nft -f {}", rules.path().display()));
     let _listener = container.enter(|| TcpListener::bind("[::]:80").unwrap());
+    // What `explain --to` asks.
+    for (address, interface) in [
+        ("172.30.0.2", Some("br-x")),
+        ("fd30::2", Some("br-x")),
+        ("172.30.0.1", None),
+        ("fd30::1", None),
+        ("10.9.0.2", Some("eth0")),
+        ("203.0.113.1", None),
+    ] {
+        let found = host.enter(|| links::forwarded_to(address.parse().unwrap()).unwrap());
+        assert_eq!(found.as_deref(), interface, "{address}");
+    }
     let published = ["10.9.0.1:8080", "[fd09::1]:8080"];
     let routed = ["172.30.0.2:80", "[fd30::2]:80"];
     for address in published.iter().chain(&routed) {
@@ -377,6 +394,6 @@ fn a_refusal_names_the_object_and_changes_nothing() {
             Err(error @ Error::Refused { .. }) => assert!(error.to_string().contains("rule web"), "{error}"),
             other => panic!("{other:?}"),
         }
-        assert_eq!(nftables.read().unwrap(), Some(good));
+        assert_eq!(held(&mut nftables), Some(good));
     });
 }

@@ -57,7 +57,11 @@ pub fn run(global: &Global, arguments: &ExplainArguments) -> Result<(), Failure>
         .map_err(|e| failed(&e))?;
     // The spec only names where a rule comes from.
     let spec = Store::new(&settings.state_dir).spec().ok().flatten();
-    let explanation = explain(&held.unwrap_or_default(), &packet, spec.as_ref());
+    let explanation = explain(
+        &held.map(|held| held.ruleset).unwrap_or_default(),
+        &packet,
+        spec.as_ref(),
+    );
     match global.format {
         Format::Json => print_json(&json!({"interface": packet.interface, "explanation": explanation})),
         Format::Table => print(&text(&packet, &explanation)),
@@ -101,7 +105,7 @@ fn interface(arguments: &ExplainArguments) -> Result<String, Failure> {
 
 /// A destination that is no address of this host would be forwarded.
 fn outgoing(arguments: &ExplainArguments) -> Result<Option<String>, Failure> {
-    let found = arguments.to.map(links::outgoing_to).transpose();
+    let found = arguments.to.map(links::forwarded_to).transpose();
     let failed = |error| Failure::Failed(format!("the route can't be looked up: {error}"));
     found.map(Option::flatten).map_err(failed)
 }

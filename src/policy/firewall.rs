@@ -404,6 +404,7 @@ impl Builder {
             rules: self.rules,
         };
         Ruleset {
+            dormant: false,
             sets: self.sets,
             chains: vec![gate],
         }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
+use super::descriptors::Readable;
 use super::netlink::{Attributes, Connection, RawMessage, u32_at};
-use super::readable::Readable;
 use crate::policy::links::Link;
 
 /// `NETLINK_ROUTE`.
@@ -24,6 +24,8 @@ const RTM_GETROUTE: u16 = 26;
 const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
 const ROUTE_HEADER: usize = 12;
+/// Where `rtm_type` is in it.
+const ROUTE_TYPE: usize = 7;
 /// Attributes (linux/if_link.h, linux/rtnetlink.h).
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
@@ -65,34 +67,51 @@ pub fn read() -> io::Result<Vec<Link>> {
     Ok(links.into_values().collect())
 }
 
-/// The interface that packets to an address leave by; none for an address of this host, and for one
-/// that no route leads to.
+/// The interface by which this host reaches an address.
+///
+/// # Errors
+/// When there is no route to it.
+pub fn interface_to(address: IpAddr) -> io::Result<Option<String>> {
+    route_to(address, |_| true)
+}
+
+/// The interface that packets to an address would be forwarded to; none for an address of this host, and
+/// for one that no route leads to.
 ///
 /// # Errors
 /// When netlink can't be used or read.
-pub fn outgoing_to(address: IpAddr) -> io::Result<Option<String>> {
-    let (family, bytes) = match address {
+pub fn forwarded_to(address: IpAddr) -> io::Result<Option<String>> {
+    match route_to(address, |route| route.get(ROUTE_TYPE) == Some(&UNICAST)) {
+        Err(error) if error.kind() == io::ErrorKind::NetworkUnreachable => Ok(None),
+        answer => answer,
+    }
+}
+
+fn route_to(address: IpAddr, counts: impl Fn(&[u8]) -> bool) -> io::Result<Option<String>> {
+    let mut connection = Connection::open(NETLINK_ROUTE, &[])?;
+    let (family, octets) = match address {
         IpAddr::V4(v4) => (AF_INET, v4.octets().to_vec()),
         IpAddr::V6(v6) => (AF_INET6, v6.octets().to_vec()),
     };
-    let bits = u8::try_from(bytes.len() * 8).unwrap_or(u8::MAX);
-    let mut request = vec![family, bits];
-    request.resize(ROUTE_HEADER, 0);
-    // A netlink attribute: its length, its kind, its value.
-    let length = u16::try_from(bytes.len() + 4).unwrap_or(u16::MAX);
-    request.extend(length.to_ne_bytes());
-    request.extend(RTA_DST.to_ne_bytes());
-    request.extend(bytes);
-    let message = RawMessage::new(RTM_GETROUTE, request);
-    let answers = match Connection::open(NETLINK_ROUTE, &[])?.get(&message) {
-        Err(error) if error.kind() == io::ErrorKind::NetworkUnreachable => return Ok(None),
-        answers => answers?,
-    };
-    let forwarded = answers.iter().map(RawMessage::payload);
-    let mut forwarded = forwarded.filter(|payload| payload.get(7) == Some(&UNICAST));
-    let index = forwarded.find_map(|payload| outgoing(payload).first().copied());
-    let mut links = read()?.into_iter();
-    Ok(index.and_then(|index| links.find(|link| link.index == index).map(|link| link.name)))
+    let bits = u8::try_from(octets.len() * 8).unwrap_or(u8::MAX);
+    let mut question = vec![0; ROUTE_HEADER];
+    question[..2].copy_from_slice(&[family, bits]);
+    let length = u16::try_from(4 + octets.len()).unwrap_or(u16::MAX);
+    question.extend(length.to_ne_bytes());
+    question.extend(RTA_DST.to_ne_bytes());
+    question.extend(octets);
+    let answers = connection.get(&RawMessage::new(RTM_GETROUTE, question))?;
+    let mut routes = answers
+        .iter()
+        .map(RawMessage::payload)
+        .filter(|route| counts(route));
+    let index = routes.find_map(|route| outgoing(route).pop());
+    let mut links = connection
+        .dump(&RawMessage::new(RTM_GETLINK, vec![0; LINK_HEADER]))?
+        .into_iter();
+    Ok(links
+        .find_map(|message| read_link(message.payload()).filter(|link| Some(link.index) == index))
+        .map(|link| link.name))
 }
 
 fn read_link(payload: &[u8]) -> Option<Link> {
