@@ -11,6 +11,7 @@ pub mod firewall;
 pub mod key_path;
 pub mod keys;
 pub mod links;
+pub mod metadata;
 pub mod observation;
 pub mod readiness;
 pub mod ruleset;

@@ -13,6 +13,7 @@
 
 mod changes;
 mod cluster;
+mod containers;
 mod endpoint;
 mod faults;
 mod lab;

@@ -256,6 +256,7 @@ pub fn plan(settings: &Settings, spec: Option<&Spec>, kept: &BTreeSet<IpAddr>) -
         spec,
         internal: &internal,
         health_port: settings.listen.port(),
+        metadata_lock: settings.metadata_lock,
         kept,
     })
 }
@@ -304,8 +305,9 @@ pub fn lockdown(config: Option<&Path>) -> Result<String, String> {
         });
     let mut keeper = Gatekeeper::new(&settings).map_err(|e| e.to_string())?;
     let mut gate = keeper.reconcile(spec.as_ref(), &Cause::Plan);
-    if gate.applied.is_err() && spec.is_some() {
+    if gate.applied.is_err() && (spec.is_some() || settings.metadata_lock) {
         // The baseline needs the least of the kernel.
+        keeper.settings.metadata_lock = false;
         gate = keeper.reconcile(None, &Cause::Plan);
     }
     gate.applied.clone()?;
