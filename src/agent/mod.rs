@@ -337,6 +337,7 @@ impl Agent {
             SOURCE = source,
             "generation {generation} was accepted"
         );
+        log_warnings(&spec);
         self.spec = Some(spec);
         self.refused = None;
         self.published
@@ -383,6 +384,24 @@ fn log_refusal(reason: &str) {
         MESSAGE_ID = id::SPEC_REFUSED,
         REASON = reason,
         "a spec was refused, nothing changed: {line}"
+    );
+}
+
+/// One entry, with as many as an operator would read.
+fn log_warnings(spec: &Spec) {
+    const TOLD: usize = 10;
+    let warnings = spec.warnings();
+    if warnings.is_empty() {
+        return;
+    }
+    let told: Vec<String> = warnings.iter().take(TOLD).map(ToString::to_string).collect();
+    let told = told.join("; ");
+    warn!(
+        MESSAGE_ID = id::SPEC_WARNINGS,
+        COUNT = warnings.len(),
+        "{} warnings about generation {}: {told}",
+        warnings.len(),
+        spec.generation
     );
 }
 

@@ -11,6 +11,9 @@ use super::{Failure, Format, Global, print, print_json, read_spec, require_root,
 pub fn run(global: &Global, spec: &Path) -> Result<(), Failure> {
     let spec = Box::new(read_spec(spec)?);
     require_root("applying a spec")?;
+    for warning in spec.warnings() {
+        eprintln!("portcullis: warning: {warning}");
+    }
     let socket = global.settings()?.socket;
     let answer = runtime()?.block_on(ask(&socket, &Request::Apply { spec }))?;
     let Answer::Applied {

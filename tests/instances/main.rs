@@ -11,6 +11,9 @@
     reason = "a test may end by panicking"
 )]
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod cluster;
 mod endpoint;
 mod faults;
