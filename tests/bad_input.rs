@@ -19,7 +19,7 @@ fn spec(generation: u64, rest: &str) -> String {
 }
 
 fn rules(count: usize) -> String {
-    let rules = (0..count).map(|i| format!(r#"{{"id":"r{i}","from_port":{}}}"#, i + 1));
+    let rules = (0..count).map(|i| format!(r#"{{"id":"r{i}","from_port":{}}}"#, i % 60_000 + 1));
     format!(
         r#","firewall":{{"ingress":[{}]}}"#,
         rules.collect::<Vec<_>>().join(",")
