@@ -14,6 +14,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod boot;
 mod cluster;
 mod endpoint;
 mod faults;

@@ -55,6 +55,8 @@ pub struct ImageRequest {
     pub deb: Option<PathBuf>,
     /// Boot without the agent when no package is named: for trials of the provider itself.
     pub allow_without_agent: bool,
+    /// A folder that is laid over it: files that an image builder would have added.
+    pub overlay: Option<PathBuf>,
 }
 
 impl Default for ImageRequest {
@@ -63,6 +65,7 @@ impl Default for ImageRequest {
             suite: default_suite(),
             deb: None,
             allow_without_agent: false,
+            overlay: None,
         }
     }
 }
@@ -99,6 +102,15 @@ pub fn find_deb() -> Option<PathBuf> {
 
 /// Makes what is missing of an image below `folder` and gives its layers.
 pub(crate) fn ensure(folder: &Path, request: &ImageRequest, progress: &dyn Progress) -> Result<Image> {
+    let mut image = ensure_layers(folder, request, progress)?;
+    if let Some(overlay) = &request.overlay {
+        let overlay = fs::canonicalize(overlay).map_err(Error::file("find", overlay))?;
+        image.layers.insert(0, super::mountable("overlay", overlay)?);
+    }
+    Ok(image)
+}
+
+fn ensure_layers(folder: &Path, request: &ImageRequest, progress: &dyn Progress) -> Result<Image> {
     let deb = match (&request.deb, request.allow_without_agent) {
         (Some(deb), _) => Some(deb.clone()),
         (None, true) => None,
