@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use common::Namespace;
-use common::packets::{Extension, Header, extended, icmp, raw, send, tcp, udp, with_checksum};
+use common::packets::{ACK, Extension, Header, SYN, extended, icmp, raw, send, tcp, udp, with_checksum};
 use portcullis::policy::explain::{Packet, explain};
 use portcullis::policy::firewall::{Inputs, ruleset};
 use portcullis::policy::ruleset::{Conntrack, Ruleset, Verdict};
@@ -83,8 +83,6 @@ fn extensions(icmp: u8) -> impl Strategy<Value = Vec<Extension>> {
     prop_oneof![3 => Just(Vec::new()), 2 => prop::sample::subsequence(all, 0..=most)]
 }
 
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
 const RST: u8 = 0x04;
 const FIN_ACK: u8 = 0x11;
 

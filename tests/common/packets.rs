@@ -10,8 +10,10 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
 };
 
-/// The acknowledgement flag (RFC 9293 section 3.1).
-const ACK: u8 = 0x10;
+/// The flag that a connection starts with (RFC 9293 section 3.1).
+pub const SYN: u8 = 0x02;
+/// The acknowledgement flag.
+pub const ACK: u8 = 0x10;
 
 /// A TCP segment, without its checksum.
 pub fn tcp(from: u16, to: u16, flags: u8, data: &[u8]) -> Vec<u8> {

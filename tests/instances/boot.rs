@@ -6,27 +6,14 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use nix::sys::socket::AddressFamily;
 use portcullis_protocol::CheckId;
 use portcullis_provision::local::{LaunchRequest, Outsider, in_namespace};
 use portcullis_provision::progress::Quiet;
 use serde_json::Value;
 
-use crate::common::packets::{Header, raw, send, tcp, udp, with_checksum};
+use crate::common::knock::{self, counters, witness};
 use crate::lab::{Lab, Machine, Run, SOON, allow, eventually, inside};
-
-/// Listens and may not be reached.
-const CLOSED: u16 = 9000;
-/// Listens, and a rule of the spec lets everybody in.
-const OPEN: u16 = 8080;
-/// A round of knocks is one packet to each port, by TCP and UDP, over IPv4 and IPv6.
-const PACE: Duration = Duration::from_millis(3);
-/// A prober ends by itself, and before it runs out of ports.
-const MOST_ROUNDS: u16 = 20_000;
-const SYN: u8 = 0x02;
 
 /// Listens on both ports as soon as there are processes, echoes, and asks for something outside until
 /// it is answered: a stranger's UDP port, as a name server would be.
@@ -65,39 +52,6 @@ while True:
             pass
 "#;
 
-/// Counts what arrives right before the gate, and what passed it right behind.
-fn witness() -> String {
-    let chain = |name: &str, priority: i16| {
-        let counter = |family: &str, port: u16, what: &str| {
-            let first = ["tcp flags & (fin|syn|rst|ack) == syn tcp", "udp"];
-            first
-                .map(|first| {
-                    format!(
-                        "meta nfproto {family} {first} dport {port} counter name {name}_{what}_{family}\n"
-                    )
-                })
-                .concat()
-        };
-        let rules =
-            ["ipv4", "ipv6"].map(|family| counter(family, CLOSED, "closed") + &counter(family, OPEN, "open"));
-        format!(
-            "chain {name} {{ type filter hook prerouting priority {priority}; policy accept;\niifname lo accept\n{}}}\n",
-            rules.concat()
-        )
-    };
-    let counters = ["arrived", "passed"].map(|name| {
-        ["closed_ipv4", "closed_ipv6", "open_ipv4", "open_ipv6"]
-            .map(|rest| format!("counter {name}_{rest} {{ }}\n"))
-            .concat()
-    });
-    format!(
-        "table inet witness {{\n{}{}{}}}\n",
-        counters.concat(),
-        chain("arrived", -151),
-        chain("passed", -149)
-    )
-}
-
 /// What comes back to the stranger: that somebody listens.
 const ANSWERS: &str = "table inet witness {
     counter closed { }
@@ -111,21 +65,6 @@ const ANSWERS: &str = "table inet witness {
     }
 }
 ";
-
-/// The packets of the counters of table `witness`, by name.
-fn counters(listing: &str) -> impl Fn(&str) -> u64 + use<> {
-    let json: Value = serde_json::from_str(listing).unwrap();
-    let all = json["nftables"].as_array().unwrap().clone();
-    move |name| {
-        let found = all
-            .iter()
-            .map(|object| &object["counter"])
-            .find(|counter| counter["name"] == name);
-        found.unwrap_or_else(|| panic!("no counter {name}"))["packets"]
-            .as_u64()
-            .unwrap()
-    }
-}
 
 /// What an image builder would have put in: the witness before everything, the listener beside it.
 fn bake(folder: &Path, agent: bool) {
@@ -154,39 +93,6 @@ fn bake(folder: &Path, agent: bool) {
             symlink("/dev/null", units.join(name)).unwrap();
         }
     }
-}
-
-/// Knocks until told to stop; gives the number of rounds.
-fn knock(stranger: &Outsider, at: [IpAddr; 2], stop: &AtomicBool) -> u16 {
-    let from = stranger.addresses();
-    let knocking = || {
-        let sockets = [AddressFamily::Inet, AddressFamily::Inet6].map(raw);
-        for round in 1..MOST_ROUNDS {
-            let start = Instant::now();
-            if stop.load(Ordering::Relaxed) {
-                return round;
-            }
-            for ((socket, source), destination) in sockets.iter().zip(from).zip(at) {
-                let header = Header {
-                    source,
-                    destination,
-                    hop_limit: 64,
-                    number: round,
-                };
-                for port in [CLOSED, OPEN] {
-                    // Each is a flow of its own.
-                    let from = 20_000 + round;
-                    for (protocol, body) in [(6, tcp(from, port, SYN, b"")), (17, udp(from, port, b"?"))] {
-                        let body = with_checksum(body, protocol, &header);
-                        send(socket, &header.datagram(protocol, &body), destination, 0);
-                    }
-                }
-            }
-            std::thread::sleep(PACE.saturating_sub(start.elapsed()));
-        }
-        MOST_ROUNDS
-    };
-    in_namespace(&stranger.path(), knocking).unwrap()
 }
 
 /// The instance's address before it has told it to anybody: the neighbour's entry would not be there.
@@ -245,18 +151,10 @@ fn request(lab: &Lab, agent: bool) -> LaunchRequest {
     request
 }
 
-/// Does something with an instance while a stranger knocks.
+/// Does something with an instance while the stranger knocks.
 fn while_knocking<T>(stranger: &Outsider, at: [IpAddr; 2], act: impl FnOnce() -> T) -> T {
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let knocking = scope.spawn(|| knock(stranger, at, &stop));
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
-        stop.store(true, Ordering::Relaxed);
-        let rounds = knocking.join().unwrap();
-        println!("{rounds} rounds of knocks");
-        assert!(rounds < MOST_ROUNDS, "the prober was done before the boot was");
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    let enter = |knock: &(dyn Fn() -> u16 + Sync)| in_namespace(&stranger.path(), knock).unwrap();
+    knock::while_knocking(enter, stranger.addresses(), at, act)
 }
 
 /// What passed the gate in this boot, and what came back.

@@ -32,6 +32,7 @@ pub const TYPE_IFNAME: u32 = 41;
 
 /// `NFTNL_UDATA_RULE_COMMENT` of libnftnl, as nft(8) shows it.
 pub const UDATA_COMMENT: u8 = 0;
+const UDATA_SET_KEY_BYTE_ORDER: u8 = 0;
 
 /// Message header of the `inet` family.
 pub fn header(family: NetfilterProtoFamily, resource: u16) -> NetfilterHeader {
@@ -180,6 +181,10 @@ fn new_set(set: &Set, id: u32) -> NfTablesMessage {
         let size = u32::try_from(size).unwrap_or(u32::MAX);
         attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
     }
+    if let Elements::Interfaces(_) = &set.elements {
+        // Without it nft(8) turns the names around and lists them as empty.
+        attributes.push(SetAttribute::UserData(key_byte_order()));
+    }
     NfTablesMessage::NewSet(SetMessage { attributes })
 }
 
@@ -246,6 +251,14 @@ fn new_rule(chain: &Chain, rule: &Rule) -> NfTablesMessage {
             RuleAttribute::UserData(comment_bytes(&rule.comment)),
         ],
     })
+}
+
+/// That keys are in the host's byte order, as nft(8) notes it for its own sets (libnftnl, `NFTNL_UDATA_SET_KEYBYTEORDER`).
+fn key_byte_order() -> Vec<u8> {
+    const HOST_ENDIAN: u32 = 1;
+    let mut bytes = vec![UDATA_SET_KEY_BYTE_ORDER, 4];
+    bytes.extend(HOST_ENDIAN.to_ne_bytes());
+    bytes
 }
 
 /// Type, length, text and a zero. Comments are ids with a short word before them: under 128 bytes.
