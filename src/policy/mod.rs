@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod danger;
 pub mod explain;
 pub mod firewall;
 pub mod key_path;

@@ -5,14 +5,17 @@
 
 pub mod accounts;
 pub mod as_user;
+pub mod callers;
+pub mod clock;
 pub mod command;
+pub mod descriptors;
 pub mod files;
 pub mod host;
 pub mod key_files;
 pub mod links;
 pub mod netlink;
 pub mod nftables;
-pub mod readable;
+pub mod sockets;
 pub mod ssh_probe;
 pub mod sshd;
 pub mod systemd;

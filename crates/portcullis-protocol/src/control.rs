@@ -4,7 +4,9 @@
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::{Report, Spec};
+use jiff::Timestamp;
+
+use crate::{FirewallRule, Report, Spec};
 
 /// Longest line on the socket, in bytes: a whole spec fits.
 pub const MAX_LINE: usize = crate::spec::MAX_SPEC_BYTES + 4096;
@@ -22,15 +24,41 @@ pub enum Request {
         /// The desired state, checked as [`Spec::from_json`] does.
         #[serde(deserialize_with = "checked")]
         spec: Box<Spec>,
+        /// Seconds within which it has to be confirmed; else what held before holds again.
+        #[serde(default)]
+        confirm_s: Option<u64>,
+        /// Even if it could cut the caller off.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Keep the spec that is on trial. The caller's SSH session, if it has one, must be newer than it.
+    Confirm {
+        /// Its generation.
+        generation: u64,
+    },
+    /// Let something in, as the next generation.
+    AddRule {
+        /// The rule.
+        rule: FirewallRule,
+    },
+    /// Let it in no longer, as the next generation.
+    RevokeRule {
+        /// The rule's id.
+        id: String,
+        /// As in `Apply`.
+        #[serde(default)]
+        confirm_s: Option<u64>,
+        /// As in `Apply`.
+        #[serde(default)]
+        force: bool,
     },
 }
 
 /// Callers may be other programs than ours: what they send has not been checked.
 fn checked<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<Spec>, D::Error> {
-    Box::<Spec>::deserialize(deserializer)?
-        .checked()
-        .map(Box::new)
-        .map_err(de::Error::custom)
+    let spec = Box::<Spec>::deserialize(deserializer)?;
+    spec.check().map_err(de::Error::custom)?;
+    Ok(spec)
 }
 
 /// What the daemon answers.
@@ -53,6 +81,8 @@ pub enum Answer {
         generation: u64,
         /// Whether anything had to be changed.
         changed: bool,
+        /// Until when it has to be confirmed; none if it holds for good.
+        confirm_until: Option<Timestamp>,
         /// The report after it.
         report: Box<Report>,
     },
