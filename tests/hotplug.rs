@@ -134,7 +134,8 @@ fn a_bridge_is_internal_as_long_as_its_ports_are() {
     let (host, container) = (Namespace::new("host"), Namespace::new("container"));
     let _daemon = Daemon::start(&host);
     let _listener = host.enter(|| TcpListener::bind(("0.0.0.0", CLOSED)).unwrap());
-    ip(&host, "link add br-c type bridge");
+    // A hardware address of its own: it would take its ports', and the container would not know it.
+    ip(&host, "link add br-c address 02:00:00:00:06:01 type bridge");
     host.connect("c0", &container, "eth0");
     ip(&host, "addr add 10.6.0.1/24 dev br-c");
     ip(&host, "link set br-c up");
