@@ -89,14 +89,20 @@ fn what_is_planned_is_what_the_kernel_holds() {
 #[test]
 fn nft_lists_it_and_takes_the_listing_back() {
     let host = Namespace::new("listing");
-    let plan = planned(RICH);
+    let internal = ["docker0".to_owned(), "br-1".to_owned()].into();
+    let plan = ruleset(Inputs {
+        spec: Some(&spec(RICH)),
+        internal: &internal,
+        ..Inputs::default()
+    });
     host.enter(|| Nftables::open().unwrap().replace(&plan).unwrap());
     let listing = host.run("nft list table inet portcullis");
     for expected in [
         "comment \"rule ssh\"",
         "10.9.0.3",
         "policy drop",
-        "type ifname",
+        "\"br-1\"",
+        "\"docker0\"",
         "255.255.255.0/24",
     ] {
         assert!(listing.contains(expected), "{expected} is not in\n{listing}");

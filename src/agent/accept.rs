@@ -118,6 +118,7 @@ impl Agent {
                 ""
             }
         );
+        log_warnings(&spec);
         if let Some(trial) = trial {
             self.before_trial = self.spec.take();
             self.trial = Some(trial);
@@ -249,6 +250,24 @@ pub fn log_refusal(reason: &str) {
         MESSAGE_ID = id::SPEC_REFUSED,
         REASON = reason,
         "a spec was refused, nothing changed: {line}"
+    );
+}
+
+/// One entry, with as many as an operator would read.
+fn log_warnings(spec: &Spec) {
+    const TOLD: usize = 10;
+    let warnings = spec.warnings();
+    if warnings.is_empty() {
+        return;
+    }
+    let told: Vec<String> = warnings.iter().take(TOLD).map(ToString::to_string).collect();
+    let told = told.join("; ");
+    warn!(
+        MESSAGE_ID = id::SPEC_WARNINGS,
+        COUNT = warnings.len(),
+        "{} warnings about generation {}: {told}",
+        warnings.len(),
+        spec.generation
     );
 }
 

@@ -11,6 +11,10 @@
     reason = "a test may end by panicking"
 )]
 
+#[path = "../common/mod.rs"]
+mod common;
+
+mod boot;
 mod changes;
 mod cluster;
 mod containers;

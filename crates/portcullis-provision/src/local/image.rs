@@ -57,6 +57,8 @@ pub struct ImageRequest {
     pub allow_without_agent: bool,
     /// More Debian packages, as names that apt-get(8) knows.
     pub packages: Vec<String>,
+    /// A folder that is laid over it: files that an image builder would have added.
+    pub overlay: Option<PathBuf>,
 }
 
 impl Default for ImageRequest {
@@ -66,6 +68,7 @@ impl Default for ImageRequest {
             deb: None,
             allow_without_agent: false,
             packages: Vec::new(),
+            overlay: None,
         }
     }
 }
@@ -102,6 +105,15 @@ pub fn find_deb() -> Option<PathBuf> {
 
 /// Makes what is missing of an image below `folder` and gives its layers.
 pub(crate) fn ensure(folder: &Path, request: &ImageRequest, progress: &dyn Progress) -> Result<Image> {
+    let mut image = ensure_layers(folder, request, progress)?;
+    if let Some(overlay) = &request.overlay {
+        let overlay = fs::canonicalize(overlay).map_err(Error::file("find", overlay))?;
+        image.layers.insert(0, super::mountable("overlay", overlay)?);
+    }
+    Ok(image)
+}
+
+fn ensure_layers(folder: &Path, request: &ImageRequest, progress: &dyn Progress) -> Result<Image> {
     let deb = match (&request.deb, request.allow_without_agent) {
         (Some(deb), _) => Some(deb.clone()),
         (None, true) => None,
