@@ -7,6 +7,7 @@ pub mod control;
 pub mod events;
 pub mod gate;
 pub mod logins;
+pub mod neighbours;
 pub mod report;
 pub mod state;
 
@@ -103,6 +104,7 @@ impl Agent {
             },
             keys: Vec::new(),
             tls: not_yet(),
+            conflicts: not_yet(),
         };
         let tls = tls_or_without_authority(&identity, spec.as_ref())?;
         let token = spec.as_ref().and_then(Spec::enrolment_token).cloned();
@@ -164,6 +166,8 @@ impl Agent {
         let scopes = self.widened(scopes).await;
         if scopes.contains(&Scope::Gate) {
             self.seen.gate = self.keeper.reconcile(self.spec.as_ref());
+            // Only after the gate is in place: this may take as long as others' rules are many.
+            self.seen.conflicts = neighbours::look(&self.seen.gate.planned, &self.settings.links).await;
         }
         if scopes.contains(&Scope::Logins) {
             let mode = Mode::Reconcile {

@@ -3,6 +3,7 @@
 use super::{Failure, Global, report, require_root, runtime};
 use crate::agent::gate::Gatekeeper;
 use crate::agent::logins::{self, Mode};
+use crate::agent::neighbours;
 use crate::agent::report::write;
 use crate::agent::state::Store;
 use crate::health::server;
@@ -31,12 +32,14 @@ pub fn run(global: &Global) -> Result<(), Failure> {
             Err(error) => Err(error.to_string()),
         };
         let gate = Gatekeeper::new(&settings).observe(spec.as_ref());
+        let conflicts = neighbours::look(&gate.planned, &settings.links).await;
         let seen = Observations {
             gate,
             systemd,
             sshd: logins.sshd,
             keys: logins.keys,
             tls,
+            conflicts,
         };
         write(spec.as_ref(), refused.as_deref(), &seen, None)
     });

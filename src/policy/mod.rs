@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod conflicts;
 pub mod explain;
 pub mod firewall;
+pub mod foreign;
 pub mod key_path;
 pub mod keys;
 pub mod links;

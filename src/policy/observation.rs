@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use portcullis_protocol::report::HostKey;
 use portcullis_protocol::{PublicKey, UserName};
 
+use super::conflicts::Comparison;
 use super::ruleset::Ruleset;
 
 /// Something that was looked at, or why it could not be.
@@ -144,4 +145,6 @@ pub struct Observations {
     pub keys: Vec<KeyState>,
     /// Our own endpoint.
     pub tls: Observed<Tls>,
+    /// What the gate lets in, against other programs' tables.
+    pub conflicts: Observed<Comparison>,
 }
