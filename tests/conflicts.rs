@@ -161,6 +161,12 @@ fn what_is_said_of_another_table_is_what_packets_meet() {
             vec!["inet t pre: ct state new meta l4proto tcp th dport 22 drop"],
             [false; 2],
         ),
+        // As ufw and the kernel's documentation have them: neither is true of such a packet.
+        (
+            format!("table inet t {{ chain in {{ {INPUT} rt type 0 drop; ip frag-off & 0x1fff != 0 drop; tcp flags & (fin|syn|rst|ack) != syn ct state new drop; }} }}"),
+            vec![],
+            [true; 2],
+        ),
         // What is forwarded is none of the host's ports.
         (
             "table inet t { chain behind { type filter hook forward priority 0; policy drop; } }".to_owned(),

@@ -17,6 +17,7 @@ mod faults;
 mod lab;
 mod lifecycle;
 mod login;
+mod neighbours;
 mod push;
 mod specs;
 mod users;

@@ -155,7 +155,9 @@ fn rule(family: Family, words: &[String]) -> Rule {
                     "comment",
                 ];
                 if !has_options.contains(&name) {
-                    rule.conditions.push(Condition::unknown(format!("-m {name}")));
+                    let unknown = || Condition::unknown(format!("-m {name}"));
+                    rule.conditions
+                        .push(extension_header(name).unwrap_or_else(unknown));
                 }
             }
             _ => {
@@ -165,6 +167,18 @@ fn rule(family: Family, words: &[String]) -> Rule {
         }
     }
     rule
+}
+
+/// Matches that look into an IPv6 extension header match nothing without it, whatever they ask.
+pub fn extension_header(module: &str) -> Option<Condition> {
+    let number = match module {
+        "hbh" => 0,
+        "rt" => 43,
+        "frag" => 44,
+        "dst" => 60,
+        _ => return None,
+    };
+    Some(Condition::extension_header(number))
 }
 
 fn unknown(choice: &Choice<'_>) -> Option<Condition> {

@@ -219,6 +219,11 @@ impl Condition {
         Self::within(Field::Other(words.into()), Vec::new())
     }
 
+    /// It has the IPv6 extension header of that protocol number.
+    pub fn extension_header(number: u8) -> Self {
+        Self::is(Field::Network(6, 1), number.into())
+    }
+
     /// The opposite, if so.
     pub fn negated_if(mut self, negated: bool) -> Self {
         self.negated ^= negated;

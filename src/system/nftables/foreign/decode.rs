@@ -210,6 +210,7 @@ impl<S: FnMut(&str) -> Option<Rc<Held>>> Decoder<S> {
             "meta" => self.load(e.number(1), meta(e.number(2))),
             "ct" => self.load(e.number(1), ct(e.number(2))),
             "payload" => self.load(e.number(1), payload(e.number(2), e.number(3), e.number(4))),
+            "exthdr" => self.extension_header(e),
             "fib" => self.load(e.number(1), fib(e.number(2), e.number(3))),
             "bitwise" => self.bitwise(e),
             "byteorder" => {
@@ -253,6 +254,16 @@ impl<S: FnMut(&str) -> Option<Rc<Held>>> Decoder<S> {
                 other.clone_into(&mut self.loader);
             }
         }
+    }
+
+    /// Without the header the rule ends, unless it only asks whether the header is there
+    /// (`NFT_EXTHDR_F_PRESENT`). Whatever is not an IPv6 header (`NFT_EXTHDR_OP_IPV6`) is not known.
+    fn extension_header(&mut self, e: &Expression<'_>) {
+        let header = e.attributes.get(&2).and_then(|kind| kind.first());
+        if let (Some(number), 0, 0) = (header, e.number(6).unwrap_or(0), e.number(5).unwrap_or(0)) {
+            self.conditions.push(Condition::extension_header(*number));
+        }
+        self.load(e.number(1), Field::Other(e.name.clone()));
     }
 
     /// Without a register it is a statement that sets something.

@@ -3,7 +3,7 @@
 //!
 //! May not live here: expressions of nf_tables (`decode`).
 
-use crate::policy::foreign::iptables::target_action;
+use crate::policy::foreign::iptables::{extension_header, target_action};
 use crate::policy::foreign::{Action, Condition, Field, ct_state};
 
 /// `XT_CONNTRACK_STATE` (linux/netfilter/xt_conntrack.h).
@@ -27,7 +27,7 @@ pub fn conditions(name: &str, revision: u32, info: &[u8]) -> Vec<Condition> {
         "multiport" if revision == 1 => multiport(info),
         "icmp" | "icmp6" => icmp(info),
         "rpfilter" => rpfilter(info),
-        _ => None,
+        other => extension_header(other).map(|header| vec![header]),
     };
     found.unwrap_or_else(|| vec![Condition::unknown(format!("xt match {name}"))])
 }
