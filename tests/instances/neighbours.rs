@@ -79,12 +79,12 @@ fn what_ufw_drops_is_named_until_ufw_lets_it_in() {
     machine.ok("ufw allow 22/tcp");
     until_ssh_is(false, &machine);
     assert_eq!(ssh(&machine, &stranger), [Open; 2]);
-    machine.ok("ufw insert 1 reject 22/tcp");
+    machine.ok("ufw reject 22/tcp");
     let found = conflicts(&until_ssh_is(true, &machine));
     assert!(!ssh(&machine, &stranger).contains(&Open));
     let by_rule = |c: &[String; 4]| c[1] == "ufw-user-input" && c[2] == "meta l4proto tcp th dport 22 REJECT";
     assert!(found.iter().any(by_rule), "{found:#?}");
-    machine.ok("ufw delete reject 22/tcp && ufw allow 7443/tcp && ufw reload");
+    machine.ok("ufw allow 22/tcp && ufw allow 7443/tcp && ufw reload");
     machine.until_check(CheckId::FirewallConflicts, Status::Pass);
     assert_eq!(ssh(&machine, &stranger), [Open; 2]);
 
@@ -96,8 +96,8 @@ fn what_ufw_drops_is_named_until_ufw_lets_it_in() {
 fn what_firewalld_drops_is_named_until_its_zone_lets_it_in() {
     let lab = Lab::new();
     let mut request = lab.request("one", "c-1");
-    request.image.packages = vec!["firewalld".to_owned()];
-    // It starts with the boot and shuts out the control plane, whom nobody could wait with.
+    request.image.packages = vec!["firewalld".to_owned(), "netbase".to_owned()];
+    // It needs /etc/protocols. It starts with the boot and shuts out the control plane, whom nobody could wait with.
     lab.provider.launch_many(&[request], &Quiet).unwrap();
     let machine = lab.machine("one");
     machine.run("systemctl is-system-running --wait");
