@@ -29,6 +29,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The owner's word on interfaces.
     pub links: LinkSettings,
+    /// Whether the table is to be the daemon's own, where the kernel can do that.
+    pub exclusive_table: bool,
     /// Whether users that the spec names are created when they are missing.
     pub create_users: bool,
     /// Where the HTTPS endpoint listens.
@@ -47,6 +49,7 @@ impl Default for Settings {
             state_dir: "/var/lib/portcullis".into(),
             socket: DEFAULT_SOCKET.into(),
             links: LinkSettings::default(),
+            exclusive_table: true,
             create_users: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
             report_interval: Duration::from_secs(300),
@@ -88,6 +91,7 @@ struct RawPaths {
 struct RawFirewall {
     uplinks: Option<BTreeSet<String>>,
     trusted_interfaces: Option<BTreeSet<String>>,
+    exclusive_table: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -154,6 +158,7 @@ impl Settings {
             &mut new.links.trusted,
             interfaces("firewall.trusted_interfaces", raw.firewall.trusted_interfaces)?,
         );
+        set(&mut new.exclusive_table, raw.firewall.exclusive_table);
         set(&mut new.create_users, raw.keys.create_users);
         set(&mut new.listen, raw.health.listen);
         set(
@@ -222,12 +227,14 @@ fn interfaces(field: &str, names: Option<BTreeSet<String>>) -> Result<Option<BTr
     Ok(names)
 }
 
+/// A time as people write it: `90s`, `5m`, `1h 30m`; none for what is no time or negative.
+pub fn duration(text: &str) -> Option<Duration> {
+    let duration = text.parse::<jiff::SignedDuration>().ok()?;
+    duration.try_into().ok()
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
-    let duration: Option<Duration> = text
-        .parse::<jiff::SignedDuration>()
-        .ok()
-        .and_then(|duration| duration.try_into().ok());
-    duration
+    duration(text)
         .filter(|duration| *duration >= Duration::from_secs(1))
         .ok_or_else(|| {
             format!("report.interval: {text:?} is not a time of a second or more, like \"5m\" or \"30s\"")

@@ -33,6 +33,12 @@ pub mod id {
     pub const READINESS: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0a";
     /// A report could not be delivered yet.
     pub const REPORT_FAILED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0b";
+    /// A spec that was on trial was confirmed.
+    pub const SPEC_CONFIRMED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0e";
+    /// A spec that was on trial was given up.
+    pub const SPEC_REVERTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0f";
+    /// A session ended because what let it in was revoked.
+    pub const SESSION_ENDED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0d";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }

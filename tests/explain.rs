@@ -392,7 +392,7 @@ fn explain_says_what_the_kernel_does() {
                 nftables.replace(&planned).unwrap();
                 nftables.read().unwrap().unwrap()
             });
-            let (came, wrong) = differing(&host, &stranger, &held, &all, set);
+            let (came, wrong) = differing(&host, &stranger, &held.ruleset, &all, set);
             assert!(
                 came > 100 && came < all.len(),
                 "{came} of {} came through: no test of anything",

@@ -15,8 +15,11 @@ use tokio::sync::{mpsc, oneshot};
 /// Longest time for a caller to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 
-/// A request, and where its answer goes.
-pub type Call = (Request, oneshot::Sender<Answer>);
+/// The calling process, as the kernel knows it.
+pub type Caller = Option<i32>;
+
+/// A request, whose it is, and where its answer goes.
+pub type Call = (Request, Caller, oneshot::Sender<Answer>);
 
 /// Binds the socket; only root may connect. One that a dead daemon left is replaced.
 ///
@@ -53,7 +56,8 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
 
 async fn serve_one(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
     // The mode of the socket says so already; a descriptor that was passed on would not.
-    let is_root = stream.peer_cred()?.uid() == 0;
+    let peer = stream.peer_cred()?;
+    let is_root = peer.uid() == 0;
     let (reader, mut writer) = stream.into_split();
     let mut line = Vec::new();
     let mut reader = BufReader::new(reader).take(MAX_LINE as u64);
@@ -61,7 +65,7 @@ async fn serve_one(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<
     read.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let answer = match serde_json::from_slice::<Request>(&line) {
         _ if !is_root => refused(Refusal::NotPermitted, "only root may use the control socket"),
-        Ok(request) => ask(request, &calls).await,
+        Ok(request) => ask(request, peer.pid(), &calls).await,
         Err(error) => refused(Refusal::BadInput, error.to_string()),
     };
     // Answers have no failing serializers.
@@ -70,9 +74,9 @@ async fn serve_one(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<
     writer.write_all(&bytes).await
 }
 
-async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Answer {
+async fn ask(request: Request, caller: Caller, calls: &mpsc::Sender<Call>) -> Answer {
     let (sender, receiver) = oneshot::channel();
-    if calls.send((request, sender)).await.is_ok()
+    if calls.send((request, caller, sender)).await.is_ok()
         && let Ok(answer) = receiver.await
     {
         return answer;

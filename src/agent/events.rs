@@ -7,11 +7,12 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
@@ -19,8 +20,10 @@ use super::{Agent, Scope, control};
 use crate::config::Settings;
 use crate::health::{push, server};
 use crate::log::id;
+use crate::policy::conflicts::Comparison;
+use crate::policy::observation::{Gate, Observed};
+use crate::system::systemd;
 use crate::system::watch::{Topic, Watch};
-use crate::system::{links, nftables, systemd};
 
 /// How long after an event others of the same cause are waited for.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -36,7 +39,7 @@ const SETTLE_UNITS: Duration = Duration::from_millis(100);
 pub async fn run(settings: Settings, started: impl FnOnce()) -> Result<(), String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
-    let mut agent = Agent::new(settings)?;
+    let mut agent = Agent::new(settings).await?;
     let mut sources = Sources::open(&agent).await?;
     agent.take_spec_file().await;
     agent.reconcile(&Scope::ALL.into()).await;
@@ -67,6 +70,8 @@ enum Event {
     Look(BTreeSet<Scope>),
     /// A local caller asks.
     Call(control::Call),
+    /// The time of a spec on trial is over.
+    TrialEnds,
     /// Nothing that needs doing at once; the watchdog is told that we live.
     Alive,
 }
@@ -75,10 +80,11 @@ async fn handle(agent: &mut Agent, event: Event) {
     match event {
         Event::Spec => agent.take_spec_file().await,
         Event::Look(scopes) => agent.reconcile(&scopes).await,
-        Event::Call((request, answer)) => {
+        Event::Call((request, caller, answer)) => {
             // A caller who went away needs no answer.
-            let _ = answer.send(agent.answer(request).await);
+            let _ = answer.send(agent.answer(request, caller).await);
         }
+        Event::TrialEnds => agent.end_trial().await,
         Event::Alive => {}
     }
 }
@@ -102,8 +108,8 @@ fn tell_systemd(agent: &Agent, started: bool) {
 /// Where events come from.
 struct Sources {
     watch: Option<Watch>,
-    gate: Option<nftables::Events>,
-    links: Option<links::Events>,
+    gate: watch::Receiver<Arc<Gate>>,
+    neighbours: watch::Receiver<Observed<Comparison>>,
     units: mpsc::Receiver<()>,
     calls: mpsc::Receiver<control::Call>,
     /// When logins are looked at because files changed.
@@ -156,8 +162,8 @@ impl Sources {
         let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
         Ok(Self {
             watch: open_watch(settings),
-            gate: open_events("nftables", nftables::Events::open()),
-            links: open_events("links", links::Events::open()),
+            gate: agent.watch_gate(),
+            neighbours: agent.watch_neighbours(),
             units,
             calls,
             logins_due: None,
@@ -222,6 +228,7 @@ impl Sources {
                 .unwrap_or(Duration::ZERO);
             Instant::now() + wait
         });
+        let trial_ends = agent.trial_ends().map(|remaining| Instant::now() + remaining);
         let watchdog = self.watchdog.map(|interval| self.last_watchdog + interval);
         let event = tokio::select! {
             Some(call) = self.calls.recv() => Event::Call(call),
@@ -230,8 +237,9 @@ impl Sources {
                 self.sorted(&topics)
             }
             () = until(self.logins_due) => self.look_at_logins(),
-            () = happened(&self.gate, nftables::Events::next) => Event::Look([Scope::Gate].into()),
-            () = happened(&self.links, links::Events::next) => Event::Look([Scope::Gate].into()),
+            Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
+            Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
+            () = until(trial_ends) => Event::TrialEnds,
             Some(()) = self.units.recv() => {
                 sleep(SETTLE_UNITS).await;
                 let _ = self.units.try_recv();
@@ -265,22 +273,6 @@ fn open_watch(settings: &Settings) -> Option<Watch> {
             warn!(MESSAGE_ID = id::DEGRADED, %error, "files are not watched: a new spec needs `portcullis apply`");
         })
         .ok()
-}
-
-fn open_events<T, E: std::fmt::Display>(what: &str, opened: Result<T, E>) -> Option<T> {
-    opened
-        .inspect_err(|error| warn!(MESSAGE_ID = id::DEGRADED, what, %error, "events are not watched"))
-        .ok()
-}
-
-/// Waits for an event; a source that is not there, or broke, has none.
-async fn happened<T>(source: &Option<T>, next: impl AsyncFn(&T) -> std::io::Result<()>) {
-    if let Some(source) = source
-        && next(source).await.is_ok()
-    {
-        return;
-    }
-    std::future::pending().await
 }
 
 /// Waits for files to change. What inotify told is returned without another wait in between, for the

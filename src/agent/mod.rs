@@ -3,6 +3,8 @@
 //! May not live here: decisions (`policy`), effects (`system`). What stays in the kernel and on disk
 //! does not depend on this process being alive.
 
+mod accept;
+mod answer;
 pub mod control;
 pub mod events;
 pub mod gate;
@@ -12,13 +14,10 @@ pub mod report;
 pub mod state;
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use portcullis_protocol::control::{Answer, Refusal, Request};
-use portcullis_protocol::spec::MAX_SPEC_BYTES;
 use portcullis_protocol::{Report, Spec};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -28,17 +27,17 @@ use crate::health::push::Delivery;
 use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
-use crate::policy::observation::{KeyState, Observations, Observed, Sshd, Systemd};
-use crate::system::{files, systemd};
-use control::refused;
-use gate::Gatekeeper;
+use crate::policy::conflicts::Comparison;
+use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, Systemd};
+use crate::system::systemd;
+use gate::guard::Guard;
 use logins::Mode;
-use state::{StateError, Store};
+use state::{Store, Trial};
 
 /// What has to be looked at again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// The kernel's table, links and routes.
+    /// The kernel's table, links and routes, and other programs' tables.
     Gate,
     /// systemd's own state.
     Systemd,
@@ -59,10 +58,15 @@ impl Scope {
 pub struct Agent {
     settings: Settings,
     store: Store,
-    spec: Option<Spec>,
+    /// The spec that holds: the accepted one, or the one on trial.
+    spec: Option<Arc<Spec>>,
+    trial: Option<Trial>,
+    /// What holds again if the trial is not confirmed.
+    before_trial: Option<Arc<Spec>>,
     /// Why the last spec was refused, until one is accepted.
     refused: Option<String>,
-    keeper: Gatekeeper,
+    guard: Guard,
+    neighbours: watch::Receiver<Observed<Comparison>>,
     identity: Arc<TlsIdentity>,
     /// Why the TLS key is only in memory, if it is.
     identity_lost: Option<String>,
@@ -80,18 +84,24 @@ impl Agent {
     ///
     /// # Errors
     /// When not even a TLS key in memory can be made.
-    pub fn new(settings: Settings) -> Result<Self, String> {
+    pub async fn new(settings: Settings) -> Result<Self, String> {
         let store = Store::new(&settings.state_dir);
         let (identity, identity_lost) = load_identity(&store)?;
         let mut refused = None;
-        let spec = store.spec().unwrap_or_else(|error| {
+        let accepted = store.spec().unwrap_or_else(|error| {
             error!(MESSAGE_ID = id::DEGRADED, %error, "the accepted spec can't be used: nothing is let in");
             refused = Some(error.to_string());
             None
         });
-        let mut keeper = Gatekeeper::new(&settings);
+        let accepted = accepted.map(Arc::new);
+        let trial = resume_trial(&store, accepted.as_deref());
+        let (spec, before_trial) = match &trial {
+            Some(trial) => (Some(trial.spec.clone()), accepted),
+            None => (accepted, None),
+        };
+        let guard = Guard::start(&settings).map_err(|e| format!("the gate's thread: {e}"))?;
         let seen = Observations {
-            gate: keeper.reconcile(spec.as_ref()),
+            gate: guard.enforce(spec.clone()).await,
             systemd: Systemd {
                 manager_state: not_yet(),
                 systemctl: not_yet(),
@@ -105,9 +115,11 @@ impl Agent {
             keys: Vec::new(),
             tls: not_yet(),
             conflicts: not_yet(),
+            trial_until: None,
         };
-        let tls = tls_or_without_authority(&identity, spec.as_ref())?;
-        let token = spec.as_ref().and_then(Spec::enrolment_token).cloned();
+        let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
+        let tls = tls_or_without_authority(&identity, spec.as_deref())?;
+        let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
         let published = watch::Sender::new(Published {
             report: None,
             token,
@@ -117,8 +129,11 @@ impl Agent {
             settings,
             store,
             spec,
+            trial,
+            before_trial,
             refused,
-            keeper,
+            guard,
+            neighbours,
             identity: Arc::new(identity),
             identity_lost,
             seen,
@@ -149,6 +164,16 @@ impl Agent {
         &self.settings
     }
 
+    /// Tells when the gate is seen in another state.
+    pub fn watch_gate(&self) -> watch::Receiver<Arc<Gate>> {
+        self.guard.watch()
+    }
+
+    /// Tells when other programs' tables are seen to drop something else than before.
+    pub fn watch_neighbours(&self) -> watch::Receiver<Observed<Comparison>> {
+        self.neighbours.clone()
+    }
+
     /// The last report.
     pub fn report(&self) -> Option<&Report> {
         self.report.as_deref()
@@ -165,15 +190,14 @@ impl Agent {
     pub async fn reconcile(&mut self, scopes: &BTreeSet<Scope>) {
         let scopes = self.widened(scopes).await;
         if scopes.contains(&Scope::Gate) {
-            self.seen.gate = self.keeper.reconcile(self.spec.as_ref());
-            // Only after the gate is in place: this may take as long as others' rules are many.
-            self.seen.conflicts = neighbours::look(&self.seen.gate.planned, &self.settings.links).await;
+            self.seen.gate = self.guard.seen();
+            self.seen.conflicts = self.neighbours.borrow().clone();
         }
         if scopes.contains(&Scope::Logins) {
             let mode = Mode::Reconcile {
                 create_users: self.settings.create_users,
             };
-            let seen = logins::look(self.spec.as_ref(), &self.store, mode).await;
+            let seen = logins::look(self.spec.as_deref(), &self.store, mode).await;
             self.log_new_failures(&seen.keys);
             (self.seen.sshd, self.seen.keys, self.key_files) = (seen.sshd, seen.keys, seen.files);
         }
@@ -229,9 +253,10 @@ impl Agent {
     }
 
     fn publish(&mut self) {
+        self.seen.trial_until = self.trial.as_ref().map(|trial| trial.until);
         let previous = self.report.take();
         let report = report::write(
-            self.spec.as_ref(),
+            self.spec.as_deref(),
             self.refused.as_deref(),
             &self.seen,
             previous.as_deref(),
@@ -255,7 +280,7 @@ impl Agent {
         self.report = Some(report.clone());
         let url = self
             .spec
-            .as_ref()
+            .as_deref()
             .and_then(Spec::report_url)
             .map(|url| url.as_str().to_owned());
         self.published
@@ -264,150 +289,6 @@ impl Agent {
             url,
             report: Some(report),
         });
-    }
-
-    /// Looks at the injected spec file.
-    pub async fn take_spec_file(&mut self) {
-        let path = self.settings.spec_file.clone();
-        let bytes = match files::read(&path, MAX_SPEC_BYTES) {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => return,
-            Err(error) => return self.refuse(format!("{}: {error}", path.display())),
-        };
-        warn_if_readable(&path);
-        let spec = match Spec::from_json(&bytes) {
-            Ok(spec) => spec,
-            Err(error) => return self.refuse(format!("{}: {error}", path.display())),
-        };
-        // On every boot the file of the first boot is still there.
-        let accepted = self.spec.as_ref().map(|s| s.generation);
-        if accepted.is_some_and(|accepted| spec.generation < accepted) || self.spec.as_ref() == Some(&spec) {
-            info!(
-                GENERATION = spec.generation.get(),
-                "the spec file holds nothing newer"
-            );
-            return;
-        }
-        if let Err((_, reason)) = self.accept(spec, &path.display().to_string()).await {
-            self.refuse(format!("{}: {reason}", path.display()));
-        }
-    }
-
-    fn refuse(&mut self, reason: String) {
-        log_refusal(&reason);
-        self.refused = Some(reason);
-        self.publish();
-    }
-
-    /// Makes a spec the accepted one: durable first, then enforced. When it can't be enforced, the
-    /// old one stands again, on disk and in the kernel. True when something changed.
-    ///
-    /// # Errors
-    /// The kind of refusal and the reason; then nothing changed.
-    pub async fn accept(&mut self, spec: Spec, source: &str) -> Result<bool, (Refusal, String)> {
-        if let Some(accepted) = &self.spec {
-            if *accepted == spec {
-                return Ok(false);
-            }
-            if spec.generation <= accepted.generation {
-                let reason = format!(
-                    "generation: {} is not above the accepted {}: only a higher one replaces it",
-                    spec.generation, accepted.generation
-                );
-                return Err((Refusal::Failed, reason));
-            }
-        }
-        let tls = self
-            .identity
-            .server_config(Some(&spec))
-            .map_err(|reason| (Refusal::BadInput, reason))?;
-        self.store
-            .save_spec(&spec)
-            .map_err(|error| (Refusal::Failed, error.to_string()))?;
-        let gate = self.keeper.reconcile(Some(&spec));
-        if let Err(reason) = &gate.applied {
-            let reason = reason.clone();
-            let restored = self.store.restore_spec(self.spec.as_ref());
-            self.seen.gate = self.keeper.reconcile(self.spec.as_ref());
-            self.publish();
-            return Err((Refusal::Failed, with_restore(reason, restored)));
-        }
-        self.seen.gate = gate;
-        let token = spec.enrolment_token().cloned();
-        let generation = spec.generation.get();
-        info!(
-            MESSAGE_ID = id::SPEC_ACCEPTED,
-            GENERATION = generation,
-            SOURCE = source,
-            "generation {generation} was accepted"
-        );
-        self.spec = Some(spec);
-        self.refused = None;
-        self.published
-            .send_modify(|published| (published.tls, published.token) = (tls, token));
-        self.reconcile(&[Scope::Logins, Scope::Endpoint].into()).await;
-        Ok(true)
-    }
-
-    /// Answers a local caller.
-    pub async fn answer(&mut self, request: Request) -> Answer {
-        match request {
-            Request::Spec => Answer::Spec {
-                spec: self.spec.clone().map(Box::new),
-            },
-            Request::Status => match &self.report {
-                Some(report) => Answer::Report {
-                    report: Box::new(Report::clone(report)),
-                },
-                None => refused(Refusal::Failed, "the first report is not there yet"),
-            },
-            Request::Apply { spec } => {
-                let generation = spec.generation.get();
-                match (self.accept(*spec, "apply").await, &self.report) {
-                    (Ok(changed), Some(report)) => Answer::Applied {
-                        generation,
-                        changed,
-                        report: Box::new(Report::clone(report)),
-                    },
-                    (Ok(_), None) => refused(Refusal::Failed, "there is no report"),
-                    (Err((kind, reason)), _) => {
-                        log_refusal(&reason);
-                        refused(kind, reason)
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// One line, so that what stands in a spec can't look like another entry.
-fn log_refusal(reason: &str) {
-    let line = reason.lines().collect::<Vec<_>>().join("; ");
-    warn!(
-        MESSAGE_ID = id::SPEC_REFUSED,
-        REASON = reason,
-        "a spec was refused, nothing changed: {line}"
-    );
-}
-
-/// There is an enrolment token in it (OSSN-0074).
-fn warn_if_readable(path: &Path) {
-    if let Ok(metadata) = std::fs::metadata(path)
-        && metadata.mode() & 0o077 != 0
-    {
-        let (file, mode) = (path.display().to_string(), metadata.mode() & 0o777);
-        warn!(
-            MESSAGE_ID = id::DEGRADED,
-            FILE = file,
-            "{file} has mode {mode:o}: others can read the token in it"
-        );
-    }
-}
-
-fn with_restore(reason: String, restored: Result<(), StateError>) -> String {
-    match restored {
-        Ok(()) => format!("{reason}; the old state stands"),
-        Err(error) => format!("{reason}; the old state stands in the kernel, but not on disk: {error}"),
     }
 }
 
@@ -425,6 +306,20 @@ fn load_identity(store: &Store) -> Result<(TlsIdentity, Option<String>), String>
             Ok((TlsIdentity::in_memory().map_err(|e| e.to_string())?, Some(reason)))
         }
     }
+}
+
+/// The trial that an earlier process began, if it goes on. The file of one that is over is removed.
+fn resume_trial(store: &Store, accepted: Option<&Spec>) -> Option<Trial> {
+    let trial = store.trial(accepted).unwrap_or_else(|error| {
+        error!(MESSAGE_ID = id::DEGRADED, %error, "a trial can't be used: what held before it holds");
+        None
+    });
+    if trial.is_none()
+        && let Err(error) = store.forget_trial()
+    {
+        warn!(MESSAGE_ID = id::DEGRADED, %error, "the rest of a trial can't be removed");
+    }
+    trial
 }
 
 /// A spec with an unusable authority is refused when it comes in. For one that is accepted already the

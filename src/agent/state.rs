@@ -7,15 +7,60 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use portcullis_protocol::spec::MAX_SPEC_BYTES;
 use portcullis_protocol::{Spec, UserName};
 
-use crate::system::files;
+use serde::{Deserialize, Serialize};
+
+use crate::system::{clock, files};
 
 const SPEC_FILE: &str = "spec.json";
+const TRIAL_FILE: &str = "trial.json";
 const USERS_FILE: &str = "managed-users.json";
 const MAX_USERS_BYTES: usize = 1 << 20;
+
+/// A spec that holds until its time is over, or for good once it is confirmed. The accepted spec stays
+/// on disk beside it: after a reboot, that one holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// The spec.
+    pub spec: Arc<Spec>,
+    /// When it began, as time since boot.
+    pub began: Duration,
+    /// Until when by the wall clock, for people.
+    pub until: Timestamp,
+    /// When it is over, as time since boot.
+    ends: Duration,
+    /// The boot that these times are of.
+    boot_id: String,
+}
+
+impl Trial {
+    /// One that begins now. If the boot can't be told from others, it does not survive the process.
+    pub fn of(spec: Arc<Spec>, time: Duration) -> Self {
+        let (began, now) = (clock::since_boot(), Timestamp::now());
+        Self {
+            spec,
+            began,
+            until: now.checked_add(time).unwrap_or(now),
+            ends: began + time,
+            boot_id: clock::boot_id().unwrap_or_default(),
+        }
+    }
+
+    /// How long it goes on.
+    pub fn remaining(&self) -> Duration {
+        self.ends.saturating_sub(clock::since_boot())
+    }
+
+    fn is_of_this_boot(&self) -> bool {
+        clock::boot_id().is_ok_and(|id| id == self.boot_id)
+    }
+}
 
 /// State that can't be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +155,47 @@ impl Store {
             Some(spec) => self.save_spec(spec),
             None => fs::remove_file(&path).map_err(|error| StateError::Io { path, error }),
         }
+    }
+
+    /// The spec on trial, if there is one whose time is not over. The trial of an earlier boot is over, as
+    /// is one of a spec that was accepted since.
+    ///
+    /// # Errors
+    /// When it is there and can't be read, or is damaged.
+    pub fn trial(&self, accepted: Option<&Spec>) -> Result<Option<Trial>, StateError> {
+        let path = self.folder.join(TRIAL_FILE);
+        let Some(bytes) = self.read(&path, MAX_SPEC_BYTES)? else {
+            return Ok(None);
+        };
+        let trial: Trial = serde_json::from_slice(&bytes).map_err(|e| StateError::Damaged {
+            path,
+            reason: e.to_string(),
+        })?;
+        trial.spec.check().map_err(|e| StateError::Damaged {
+            path: self.folder.join(TRIAL_FILE),
+            reason: e.to_string(),
+        })?;
+        let is_newer = accepted.is_none_or(|accepted| trial.spec.generation > accepted.generation);
+        let goes_on = is_newer && trial.is_of_this_boot() && !trial.remaining().is_zero();
+        Ok(goes_on.then_some(trial))
+    }
+
+    /// Remembers a trial, durably.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn save_trial(&self, trial: &Trial) -> Result<(), StateError> {
+        // Checked types without maps always make JSON.
+        self.write(TRIAL_FILE, &serde_json::to_vec(trial).unwrap_or_default())
+    }
+
+    /// Forgets the trial, if there is one.
+    ///
+    /// # Errors
+    /// When its file can't be removed.
+    pub fn forget_trial(&self) -> Result<(), StateError> {
+        let path = self.folder.join(TRIAL_FILE);
+        files::remove(&path).map_err(|error| StateError::Io { path, error })
     }
 
     /// Users whose key files may hold lines of ours. An unreadable list is an empty one: then a

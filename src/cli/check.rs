@@ -1,7 +1,9 @@
 //! `portcullis check`: look at everything, here and now, with or without the daemon.
 
+use std::sync::Arc;
+
 use super::{Failure, Global, report, require_root, runtime};
-use crate::agent::gate::Gatekeeper;
+use crate::agent::gate;
 use crate::agent::logins::{self, Mode};
 use crate::agent::neighbours;
 use crate::agent::report::write;
@@ -31,10 +33,11 @@ pub fn run(global: &Global) -> Result<(), Failure> {
             Ok(None) => Err("the daemon has not run yet".to_owned()),
             Err(error) => Err(error.to_string()),
         };
-        let gate = Gatekeeper::new(&settings).observe(spec.as_ref());
+        let gate = Arc::new(gate::observe(&settings, spec.as_ref()));
         let conflicts = neighbours::look(&gate.planned, &settings.links).await;
         let seen = Observations {
             gate,
+            trial_until: None,
             systemd,
             sshd: logins.sshd,
             keys: logins.keys,

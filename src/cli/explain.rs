@@ -56,7 +56,11 @@ pub fn run(global: &Global, arguments: &ExplainArguments) -> Result<(), Failure>
         .map_err(|e| failed(&e))?;
     // The spec only names where a rule comes from.
     let spec = Store::new(&settings.state_dir).spec().ok().flatten();
-    let explanation = explain(&held.unwrap_or_default(), &packet, spec.as_ref());
+    let explanation = explain(
+        &held.map(|held| held.ruleset).unwrap_or_default(),
+        &packet,
+        spec.as_ref(),
+    );
     match global.format {
         Format::Json => print_json(&json!({"interface": packet.interface, "explanation": explanation})),
         Format::Table => print(&text(&packet, &explanation)),

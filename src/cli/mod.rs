@@ -5,6 +5,7 @@
 mod apply;
 mod check;
 mod explain;
+mod firewall;
 mod lockdown;
 mod plan;
 mod report;
@@ -78,14 +79,22 @@ enum Command {
     #[command(after_help = "Example:\n  portcullis plan --spec new.json")]
     Plan(SpecArgument),
     /// Make a spec the accepted one; it is durable and enforced when this returns.
-    #[command(after_help = "Example:\n  portcullis apply --spec new.json")]
-    Apply(SpecArgument),
+    #[command(
+        after_help = "Examples:\n  portcullis apply --spec new.json\n  portcullis apply --spec new.json --confirm 60s"
+    )]
+    Apply(apply::ApplyArguments),
+    /// Keep a change that was applied with --confirm; ask it in a session that is newer than the change.
+    #[command(after_help = "Example:\n  ssh gpu-0 sudo portcullis confirm 7")]
+    Confirm(apply::ConfirmArguments),
     /// Say what the kernel does with a packet, by which rule, and where that comes from.
     #[command(
         after_help = "Examples:\n  portcullis explain --from 203.0.113.7 --protocol tcp --port 22\n  \
         portcullis explain --from 2001:db8::1 --protocol icmp --interface eth0"
     )]
     Explain(explain::ExplainArguments),
+    /// Show and change what is let in.
+    #[command(subcommand)]
+    Firewall(firewall::FirewallCommand),
     /// Show the daemon's last report.
     #[command(after_help = "Example:\n  portcullis status --watch")]
     Status(status::StatusArguments),
@@ -159,7 +168,9 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Lockdown => lockdown::run(&global),
         Command::Check => check::run(&global),
         Command::Plan(argument) => plan::run(&global, &argument.spec),
-        Command::Apply(argument) => apply::run(&global, &argument.spec),
+        Command::Apply(arguments) => apply::run(&global, &arguments),
+        Command::Confirm(arguments) => apply::confirm(&global, &arguments),
+        Command::Firewall(command) => firewall::run(&global, &command),
         Command::Explain(arguments) => explain::run(&global, &arguments),
         Command::Status(status) => status::run(&global, &status),
     }

@@ -6,7 +6,7 @@ use portcullis_protocol::Spec;
 use serde_json::json;
 
 use super::{Failure, Format, Global, print, print_json, read_spec, runtime};
-use crate::agent::gate::Gatekeeper;
+use crate::agent::gate;
 use crate::agent::logins::{self, Mode};
 use crate::agent::state::Store;
 use crate::policy::observation::{Gate, KeyState};
@@ -15,7 +15,7 @@ use crate::policy::ruleset::Ruleset;
 pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
     let spec = read_spec(path)?;
     let settings = global.settings()?;
-    let gate = Gatekeeper::new(&settings).observe(Some(&spec));
+    let gate = gate::observe(&settings, Some(&spec));
     let store = Store::new(&settings.state_dir);
     let keys = runtime()?
         .block_on(logins::look(Some(&spec), &store, Mode::Observe))
@@ -25,7 +25,7 @@ pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
     match global.format {
         Format::Json => print_json(&json!({
             "generation": spec.generation,
-            "ruleset": gate.planned,
+            "ruleset": &*gate.planned,
             "nft": gate.planned.to_string(),
             "firewall_changes": changes,
             "keys": keys.iter().map(key_json).collect::<Vec<_>>(),

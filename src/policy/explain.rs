@@ -61,6 +61,7 @@ pub fn explain(ruleset: &Ruleset, packet: &Packet, spec: Option<&Spec>) -> Expla
     let mut bases: Vec<_> = ruleset
         .chains
         .iter()
+        .filter(|_| !ruleset.dormant)
         .filter_map(|chain| Some((chain.hook.as_ref()?, chain)))
         .filter(|(hook, _)| hook.number == PREROUTING)
         .collect();

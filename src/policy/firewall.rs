@@ -385,6 +385,7 @@ impl Builder {
             rules: self.rules,
         };
         Ruleset {
+            dormant: false,
             sets: self.sets,
             chains: vec![gate],
         }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod conflicts;
+pub mod danger;
 pub mod explain;
 pub mod firewall;
 pub mod foreign;

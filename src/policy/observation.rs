@@ -5,7 +5,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use jiff::Timestamp;
 use portcullis_protocol::report::HostKey;
 use portcullis_protocol::{PublicKey, UserName};
 
@@ -112,13 +114,34 @@ pub struct KeyState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gate {
     /// What the kernel should hold.
-    pub planned: Ruleset,
+    pub planned: Arc<Ruleset>,
     /// What it holds; none if the table is missing.
-    pub held: Observed<Option<Ruleset>>,
+    pub held: Observed<Option<Arc<Ruleset>>>,
+    /// Whether the kernel lets only the daemon change it.
+    pub owned: bool,
     /// Whether the last application succeeded.
     pub applied: Observed<()>,
     /// How often since the start somebody else's change had to be undone.
     pub repaired: u64,
+    /// Who made the last such change, as far as the kernel told.
+    pub culprit: Option<String>,
+    /// Hosts with sessions that are older than the gate.
+    pub kept: usize,
+}
+
+/// Before the first look.
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            planned: Arc::default(),
+            held: Err("not looked at yet".to_owned()),
+            owned: false,
+            applied: Err("not looked at yet".to_owned()),
+            repaired: 0,
+            culprit: None,
+            kept: 0,
+        }
+    }
 }
 
 /// What a connection to our own endpoint negotiated.
@@ -136,7 +159,9 @@ pub struct Tls {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observations {
     /// The gate.
-    pub gate: Gate,
+    pub gate: Arc<Gate>,
+    /// Until when the spec has to be confirmed, if it is on trial.
+    pub trial_until: Option<Timestamp>,
     /// systemd.
     pub systemd: Systemd,
     /// sshd.

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use portcullis_protocol::PortRange;
 use serde::Serialize;
 
+pub mod change;
 mod text;
 
 /// Name of the one table that the agent owns (family `inet`).
@@ -20,6 +21,9 @@ pub const TABLE: &str = "portcullis";
 /// A whole table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Ruleset {
+    /// Whether the kernel passes it by (`NFT_TABLE_F_DORMANT`); never in a plan.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dormant: bool,
     /// Named sets, sorted by name.
     pub sets: Vec<Set>,
     /// Chains, sorted by name.

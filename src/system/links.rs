@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 
+use super::descriptors::Readable;
 use super::netlink::{Attributes, Connection, RawMessage, u32_at};
-use super::readable::Readable;
 use crate::policy::links::Link;
 
 /// `NETLINK_ROUTE`.
@@ -28,12 +29,14 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_MULTIPATH: u16 = 9;
 /// Length of `struct rtnexthop`.
 const NEXT_HOP_HEADER: usize = 8;
 /// `AF_INET`; everything else that has routes is IPv6.
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 /// `RT_TABLE_LOCAL`: the kernel's own table of local addresses.
 const TABLE_LOCAL: u8 = 255;
 /// `RTN_UNICAST`.
@@ -60,6 +63,33 @@ pub fn read() -> io::Result<Vec<Link>> {
         read_route(message.payload(), &mut links);
     }
     Ok(links.into_values().collect())
+}
+
+/// The interface by which this host reaches an address.
+///
+/// # Errors
+/// When there is no route to it.
+pub fn interface_to(address: IpAddr) -> io::Result<Option<String>> {
+    let mut connection = Connection::open(NETLINK_ROUTE, &[])?;
+    let (family, octets) = match address {
+        IpAddr::V4(v4) => (AF_INET, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (AF_INET6, v6.octets().to_vec()),
+    };
+    let bits = u8::try_from(octets.len() * 8).unwrap_or(u8::MAX);
+    let mut question = vec![0; ROUTE_HEADER];
+    question[..2].copy_from_slice(&[family, bits]);
+    let length = u16::try_from(4 + octets.len()).unwrap_or(u16::MAX);
+    question.extend(length.to_ne_bytes());
+    question.extend(RTA_DST.to_ne_bytes());
+    question.extend(octets);
+    let answers = connection.get(&RawMessage::new(RTM_GETROUTE, question))?;
+    let index = answers.iter().find_map(|answer| outgoing(answer.payload()).pop());
+    let mut links = connection
+        .dump(&RawMessage::new(RTM_GETLINK, vec![0; LINK_HEADER]))?
+        .into_iter();
+    Ok(links
+        .find_map(|message| read_link(message.payload()).filter(|link| Some(link.index) == index))
+        .map(|link| link.name))
 }
 
 fn read_link(payload: &[u8]) -> Option<Link> {

@@ -33,6 +33,7 @@ const DONTWAIT: i32 = 0x40;
 pub struct Connection {
     socket: Socket,
     sequence: u32,
+    port: u32,
 }
 
 /// What the kernel answered to one message of a batch.
@@ -52,17 +53,43 @@ impl Connection {
     pub fn open(family: isize, groups: &[u32]) -> io::Result<Self> {
         let mut socket = Socket::new(family)?;
         socket.bind(&SocketAddr::new(0, 0))?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &ANSWER_TIME)?;
         for group in groups {
             socket.add_membership(*group)?;
         }
-        Ok(Self { socket, sequence: 1 })
+        Self::over(socket)
+    }
+
+    /// A connection over a socket that is bound already. What is left in it is thrown away.
+    ///
+    /// # Errors
+    /// As setsockopt(2) and getsockname(2).
+    pub fn over(socket: Socket) -> io::Result<Self> {
+        setsockopt(&socket, sockopt::ReceiveTimeout, &ANSWER_TIME)?;
+        let mut address = SocketAddr::new(0, 0);
+        socket.get_address(&mut address)?;
+        let connection = Self {
+            socket,
+            sequence: 1,
+            port: address.port_number(),
+        };
+        let _ = connection.drain();
+        Ok(connection)
+    }
+
+    /// The number by which the kernel knows this socket (`nlmsg_pid`).
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// The next free sequence number.
     pub fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
+    }
+
+    /// Lets the kernel queue so many bytes for us, as far as it lets us.
+    pub fn reserve(&self, bytes: usize) {
+        let _ = setsockopt(&self.socket, sockopt::RcvBufForce, &bytes);
     }
 
     /// Makes reads return `WouldBlock` instead of waiting, for use with an event loop.
@@ -259,6 +286,11 @@ impl RawMessage {
         let mut payload = vec![0; message.buffer_len()];
         message.serialize(&mut payload);
         Self::new(message.message_type(), payload)
+    }
+
+    /// The message's type; of nfnetlink, the subsystem and its own type, a byte each.
+    pub fn kind(&self) -> u16 {
+        self.kind
     }
 
     /// The family's own header, and the attributes behind it.

@@ -4,10 +4,12 @@
 //! May not live here: which state is good, when to look again.
 
 use std::future::poll_fn;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
+use sd_notify::NotifyState;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::timeout;
 use zbus::export::futures_core::Stream;
@@ -171,6 +173,20 @@ async fn answered<T>(what: &str, answer: impl Future<Output = zbus::Result<T>>) 
             "systemd did not {what} over D-Bus within {} s",
             TIMEOUT.as_secs()
         )),
+    }
+}
+
+/// Asks systemd to keep a descriptor for the next process of this unit, also if this one is killed;
+/// `FileDescriptorStoreMax=` lets it. Without systemd nothing happens.
+pub fn keep(name: &str, descriptor: BorrowedFd<'_>) {
+    // Without FDPOLL=0, systemd drops a socket that has an error to tell.
+    let states = [
+        NotifyState::FdStore,
+        NotifyState::FdName(name),
+        NotifyState::Custom("FDPOLL=0"),
+    ];
+    if let Err(error) = sd_notify::notify_with_fds(&states, &[descriptor]) {
+        tracing::debug!(%error, "systemd does not keep the connection to nf_tables");
     }
 }
 

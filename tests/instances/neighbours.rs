@@ -9,7 +9,7 @@ use portcullis_provision::progress::Quiet;
 use portcullis_provision::reach::{Reached, Transport};
 use serde_json::Value;
 
-use crate::lab::{Lab, Machine, SOON, eventually, vantage};
+use crate::lab::{Lab, Machine, READY_TIME, SOON, eventually, vantage};
 
 use Reached::Open;
 use Transport::Tcp;
@@ -100,8 +100,11 @@ fn what_firewalld_drops_is_named_until_its_zone_lets_it_in() {
     // It needs /etc/protocols. It starts with the boot and shuts out the control plane, whom nobody could wait with.
     lab.provider.launch_many(&[request], &Quiet).unwrap();
     let machine = lab.machine("one");
+    eventually(READY_TIME, "firewalld runs", || {
+        let state = machine.run("firewall-cmd --state");
+        if state.success() { Ok(()) } else { Err(state) }
+    });
     machine.run("systemctl is-system-running --wait");
-    machine.ok("systemctl is-active firewalld && firewall-cmd --state");
     machine.until_ready();
     let stranger = lab.stranger();
     let table = machine.table();

@@ -4,7 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Report, Spec};
+use jiff::Timestamp;
+
+use crate::{FirewallRule, Report, Spec};
 
 /// Longest line on the socket, in bytes: a whole spec fits.
 pub const MAX_LINE: usize = crate::spec::MAX_SPEC_BYTES + 4096;
@@ -21,6 +23,33 @@ pub enum Request {
     Apply {
         /// The desired state.
         spec: Box<Spec>,
+        /// Seconds within which it has to be confirmed; else what held before holds again.
+        #[serde(default)]
+        confirm_s: Option<u64>,
+        /// Even if it could cut the caller off.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Keep the spec that is on trial. The caller's SSH session, if it has one, must be newer than it.
+    Confirm {
+        /// Its generation.
+        generation: u64,
+    },
+    /// Let something in, as the next generation.
+    AddRule {
+        /// The rule.
+        rule: FirewallRule,
+    },
+    /// Let it in no longer, as the next generation.
+    RevokeRule {
+        /// The rule's id.
+        id: String,
+        /// As in `Apply`.
+        #[serde(default)]
+        confirm_s: Option<u64>,
+        /// As in `Apply`.
+        #[serde(default)]
+        force: bool,
     },
 }
 
@@ -44,6 +73,8 @@ pub enum Answer {
         generation: u64,
         /// Whether anything had to be changed.
         changed: bool,
+        /// Until when it has to be confirmed; none if it holds for good.
+        confirm_until: Option<Timestamp>,
         /// The report after it.
         report: Box<Report>,
     },

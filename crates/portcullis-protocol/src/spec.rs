@@ -320,9 +320,18 @@ impl Spec {
         let spec: Self = serde_path_to_error::deserialize(&mut reader)
             .map_err(|e| one(e.path().to_string(), e.inner().to_string()))?;
         reader.end().map_err(|e| one(".".into(), e.to_string()))?;
-        let problems = spec.problems();
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Whether it is valid as a whole, as [`Self::from_json`] demands; for one that was changed.
+    ///
+    /// # Errors
+    /// All problems, each with its field.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let problems = self.problems();
         if problems.is_empty() {
-            Ok(spec)
+            Ok(())
         } else {
             Err(SpecError { problems })
         }

@@ -2,6 +2,7 @@
 //!
 //! May not live here: the gate's rules (`policy::firewall`).
 
+use jiff::Timestamp;
 use portcullis_protocol::{Protocol, Spec, Status};
 
 use super::{Finding, NO_SPEC};
@@ -23,7 +24,7 @@ fn held(gate: &Gate) -> Result<&Ruleset, Finding> {
     }
 }
 
-pub fn applied(gate: &Gate) -> Finding {
+pub fn applied(gate: &Gate, trial_until: Option<Timestamp>) -> Finding {
     if let Err(reason) = &gate.applied {
         return Finding::fail(reason.clone(), "the message names what the kernel refused");
     }
@@ -35,8 +36,11 @@ pub fn applied(gate: &Gate) -> Finding {
     let rules: usize = held.chains.iter().map(|chain| chain.rules.len()).sum();
     let finding = match diff.first() {
         None => Finding::pass(format!(
-            "the kernel holds the planned ruleset: {rules} rules, {} sets",
-            held.sets.len()
+            "the kernel holds the planned ruleset: {rules} rules, {} sets{}",
+            held.sets.len(),
+            trial_until.map_or_else(String::new, |until| format!(
+                "; it awaits confirmation until {until:.0}"
+            ))
         )),
         Some(first) => Finding::fail(
             format!(
@@ -47,7 +51,23 @@ pub fn applied(gate: &Gate) -> Finding {
             "somebody keeps changing table inet portcullis: `nft monitor` shows who",
         ),
     };
-    finding.with("repaired", gate.repaired)
+    let finding = finding
+        .with("repaired", gate.repaired)
+        .with("exclusive", gate.owned);
+    let evidence = [
+        ("changed_by", gate.culprit.clone()),
+        ("confirm_until", trial_until.map(|until| until.to_string())),
+        (
+            "older_sessions",
+            (gate.kept > 0).then(|| format!("with {} hosts", gate.kept)),
+        ),
+    ];
+    evidence
+        .into_iter()
+        .fold(finding, |finding, (name, value)| match value {
+            Some(value) => finding.with(name, value),
+            None => finding,
+        })
 }
 
 /// Whether the gate is closed at its end, and sits where nothing gets around it.

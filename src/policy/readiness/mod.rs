@@ -111,7 +111,7 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::SshdPassword => logins::sshd_password(&seen.sshd),
         CheckId::KeysInstalled => logins::keys_installed(spec, &seen.keys),
         CheckId::KeysAccepted => logins::keys_accepted(spec, &seen.keys),
-        CheckId::FirewallApplied => gate::applied(&seen.gate),
+        CheckId::FirewallApplied => gate::applied(&seen.gate, seen.trial_until),
         CheckId::FirewallDefaultDeny => gate::default_deny(&seen.gate),
         CheckId::FirewallSshAllowed => gate::ssh_allowed(spec, &seen.sshd),
         CheckId::FirewallContainers => gate::containers(&seen.gate),

@@ -4,17 +4,18 @@ use super::*;
 use crate::policy::conflicts::Comparison;
 use crate::policy::firewall::{Inputs, ruleset};
 use crate::policy::observation::{Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
-use crate::policy::ruleset::Verdict;
+use crate::policy::ruleset::{Ruleset, Verdict};
 use portcullis_protocol::report::HostKey;
+use std::sync::Arc;
 
 const KEY: &str = include_str!("../../../crates/portcullis-protocol/tests/spec-v1.json");
 
 fn world() -> (Spec, Observations) {
     let spec = Spec::from_json(KEY.as_bytes()).unwrap();
-    let planned = ruleset(Inputs {
+    let planned = Arc::new(ruleset(Inputs {
         spec: Some(&spec),
         ..Inputs::default()
-    });
+    }));
     let key = &spec.authorized_keys[0];
     let keys = vec![KeyState {
         user: key.user.clone(),
@@ -27,12 +28,13 @@ fn world() -> (Spec, Observations) {
         fingerprint: "SHA256:x".into(),
     };
     let observations = Observations {
-        gate: Gate {
+        gate: Arc::new(Gate {
             held: Ok(Some(planned.clone())),
             planned,
             applied: Ok(()),
-            repaired: 0,
-        },
+            ..Gate::default()
+        }),
+        trial_until: None,
         systemd: Systemd {
             manager_state: Ok("running".into()),
             systemctl: Ok("running".into()),
@@ -71,6 +73,14 @@ fn world() -> (Spec, Observations) {
         }),
     };
     (spec, observations)
+}
+
+fn gate(seen: &mut Observations) -> &mut Gate {
+    Arc::make_mut(&mut seen.gate)
+}
+
+fn held(seen: &mut Observations) -> &mut Ruleset {
+    Arc::make_mut(gate(seen).held.as_mut().unwrap().as_mut().unwrap())
 }
 
 fn failing(spec: Option<&Spec>, seen: &Observations) -> Vec<&'static str> {
@@ -139,7 +149,7 @@ fn each_fault_has_its_check() {
             &["keys.accepted"],
         ),
         (
-            |o| o.gate.held = Ok(None),
+            |o| gate(o).held = Ok(None),
             &[
                 "firewall.applied",
                 "firewall.default-deny",
@@ -147,24 +157,24 @@ fn each_fault_has_its_check() {
                 "cluster.peers",
             ],
         ),
-        (|o| o.gate.applied = Err("EPERM".into()), &["firewall.applied"]),
+        (|o| gate(o).applied = Err("EPERM".into()), &["firewall.applied"]),
         (
             |o| {
-                let held = o.gate.held.as_mut().unwrap().as_mut().unwrap();
+                let held = held(o);
                 held.chains[0].hook.as_mut().unwrap().policy = Verdict::Accept;
             },
             &["firewall.applied", "firewall.default-deny"],
         ),
         (
             |o| {
-                let held = o.gate.held.as_mut().unwrap().as_mut().unwrap();
+                let held = held(o);
                 held.chains[0].hook.as_mut().unwrap().priority = 0;
             },
             &["firewall.applied", "firewall.containers"],
         ),
         (
             |o| {
-                let held = o.gate.held.as_mut().unwrap().as_mut().unwrap();
+                let held = held(o);
                 held.sets.retain(|set| set.name != "peers4");
             },
             &["firewall.applied", "cluster.peers"],

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use super::change::{Step, steps};
 use super::{Conntrack, Elements, Family, Hook, Log, Match, PREROUTING, Rule, Ruleset, Set, TABLE, Verdict};
 
 impl fmt::Display for Verdict {
@@ -112,25 +113,31 @@ impl fmt::Display for Set {
     }
 }
 
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.number {
+            PREROUTING => "prerouting".to_owned(),
+            other => other.to_string(),
+        };
+        let Self { priority, policy, .. } = self;
+        write!(f, "type filter hook {name} priority {priority}; policy {policy};")
+    }
+}
+
 impl fmt::Display for Ruleset {
     /// As nft(8) would read it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {TABLE} {{")?;
+        if self.dormant {
+            writeln!(f, "    flags dormant")?;
+        }
         for set in &self.sets {
             writeln!(f, "    {set}")?;
         }
         for chain in &self.chains {
             writeln!(f, "    chain {} {{", chain.name)?;
             if let Some(hook) = &chain.hook {
-                let name = match hook.number {
-                    PREROUTING => "prerouting".to_owned(),
-                    other => other.to_string(),
-                };
-                let Hook { priority, policy, .. } = hook;
-                writeln!(
-                    f,
-                    "        type filter hook {name} priority {priority}; policy {policy};"
-                )?;
+                writeln!(f, "        {hook}")?;
             }
             for rule in &chain.rules {
                 writeln!(f, "        {rule}")?;
@@ -141,26 +148,82 @@ impl fmt::Display for Ruleset {
     }
 }
 
+/// Elements of a set that are written out where changes are told.
+const SHOWN: usize = 10;
+
+/// The elements, but not 100,000 of them.
+fn shortened(elements: &Elements) -> String {
+    let first = match elements {
+        Elements::Interfaces(names) => Elements::Interfaces(names.iter().take(SHOWN).cloned().collect()),
+        Elements::Addresses(family, all) => {
+            Elements::Addresses(*family, all.iter().take(SHOWN).copied().collect())
+        }
+        Elements::Ranges(family, all) => Elements::Ranges(*family, all.iter().take(SHOWN).copied().collect()),
+    };
+    match elements.len().saturating_sub(SHOWN) {
+        0 => first.to_string(),
+        more => format!("{first} and {more} more"),
+    }
+}
+
 impl Ruleset {
-    /// What would have to change to make `self` into `wanted`: lines that go (`-`) and come (`+`),
-    /// in the order of the text. Empty if both are the same.
+    /// What would have to change to make `self` into `wanted`: lines that go (`-`) and come (`+`).
+    /// Empty if both are the same.
     pub fn diff(&self, wanted: &Self) -> Vec<String> {
-        let lines = |ruleset: &Self| ruleset.to_string().lines().map(str::to_owned).collect::<Vec<_>>();
-        let (old, new) = (lines(self), lines(wanted));
+        if self == wanted {
+            return Vec::new();
+        }
+        match steps(self, wanted) {
+            Some(steps) => steps.iter().flat_map(|step| self.step_lines(step)).collect(),
+            None => self.outline_diff(wanted),
+        }
+    }
+
+    fn step_lines(&self, step: &Step) -> Vec<String> {
+        let set_line = |sign, set: &Set| format!("{sign}set {} {{ {} }}", set.name, shortened(&set.elements));
+        match step {
+            Step::AddSet(set) | Step::AddElements(set) => vec![set_line('+', set)],
+            Step::RemoveElements(set) => vec![set_line('-', set)],
+            Step::Empty(name) | Step::RemoveSet(name) => {
+                self.set(name).map(|set| set_line('-', set)).into_iter().collect()
+            }
+            Step::AddRules { rules, .. } => rules.iter().map(|rule| format!("+{rule}")).collect(),
+            Step::RemoveRule { chain, index } => {
+                let rule = self.chain(chain).and_then(|chain| chain.rules.get(*index));
+                rule.map(|rule| format!("-{rule}")).into_iter().collect()
+            }
+        }
+    }
+
+    /// For tables that differ in more than rules and elements.
+    fn outline_diff(&self, wanted: &Self) -> Vec<String> {
+        let (old, new) = (self.outline(), wanted.outline());
         let (olds, news): (BTreeSet<&String>, BTreeSet<&String>) =
             (old.iter().collect(), new.iter().collect());
-        let gone = old
-            .iter()
-            .filter(|line| !news.contains(line))
-            .map(|line| format!("-{line}"));
-        let come = new
-            .iter()
-            .filter(|line| !olds.contains(line))
-            .map(|line| format!("+{line}"));
-        let mut diff: Vec<String> = gone.chain(come).collect();
-        if diff.is_empty() && self != wanted {
+        let gone = old.iter().filter(|line| !news.contains(line));
+        let come = new.iter().filter(|line| !olds.contains(line));
+        let mut diff: Vec<String> = gone
+            .map(|line| format!("-{line}"))
+            .chain(come.map(|line| format!("+{line}")))
+            .collect();
+        if diff.is_empty() {
             diff.push("~ the same rules in another order or form".to_owned());
         }
         diff
+    }
+
+    /// A line for each set, chain and rule.
+    fn outline(&self) -> Vec<String> {
+        let dormant = self.dormant.then(|| "flags dormant".to_owned());
+        let sets = self
+            .sets
+            .iter()
+            .map(|set| format!("set {} {{ {} }}", set.name, shortened(&set.elements)));
+        let chains = self.chains.iter().flat_map(|chain| {
+            let hook = chain.hook.as_ref().map_or_else(String::new, ToString::to_string);
+            let head = format!("chain {} {hook}", chain.name);
+            std::iter::once(head).chain(chain.rules.iter().map(ToString::to_string))
+        });
+        dormant.into_iter().chain(sets).chain(chains).collect()
     }
 }

@@ -1,12 +1,14 @@
-//! A ruleset as one netlink batch.
+//! A ruleset, or steps from one to another, as one netlink batch.
 //!
 //! May not live here: sockets, the meaning of rules.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
+use std::collections::BTreeMap;
+
+use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Hook as NftHook, HookNumber, ListAttribute, NfTablesMessage,
     RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetElementAttribute, SetElementFlags,
-    SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
+    SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableFlags, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -15,6 +17,7 @@ use netlink_packet_netfilter::{
 
 use super::expression::verdict_code;
 use super::lower::{address_bytes, interface_bytes, lower};
+use crate::policy::ruleset::change::Step;
 use crate::policy::ruleset::{Chain, Elements, Family, Rule, Ruleset, Set, TABLE, successor};
 use crate::system::netlink::encode;
 
@@ -43,15 +46,28 @@ pub fn inet(message: NfTablesMessage) -> NetfilterMessage {
     NetfilterMessage::new(header(NetfilterProtoFamily::Inet, 0), message)
 }
 
+/// `NFNL_BATCH_GENID`: the kernel refuses the batch with `ERESTART` if its rules are no longer of this
+/// generation (linux/netfilter/nfnetlink.h).
+const BATCH_GENERATION: u16 = 1;
+/// `NFNL_MSG_BATCH_BEGIN`.
+const BATCH_BEGIN: u8 = 16;
+
+/// A set with more elements is filled after the table is shut: see [`Batch::filling`].
+pub const LARGE: usize = 2048;
+
 /// A batch, ready to be sent, that remembers what each message asked for.
 pub struct Batch {
     bytes: Vec<u8>,
     objects: Vec<(u32, String)>,
 }
 
+/// The kernel's numbers of the held rules, in the order of each chain.
+pub type Handles = BTreeMap<String, Vec<u64>>;
+
 impl Batch {
-    /// A batch that puts this ruleset in the place of whatever the table holds.
-    pub fn replacing(ruleset: &Ruleset, mut next_sequence: impl FnMut() -> u32) -> Self {
+    /// A batch that puts this ruleset in the place of whatever the table holds. Large sets come empty:
+    /// the gate is shut at once, and [`Batch::filling`] follows.
+    pub fn replacing(ruleset: &Ruleset, exclusive: bool, mut next_sequence: impl FnMut() -> u32) -> Self {
         let mut messages = vec![
             // Adding first makes the removal valid also when there is no table yet.
             message("table", NLM_F_CREATE, NfTablesMessage::NewTable(table())),
@@ -60,18 +76,16 @@ impl Batch {
                 0,
                 NfTablesMessage::DeleteTable(table()),
             ),
-            message("table", NLM_F_CREATE, NfTablesMessage::NewTable(table())),
+            message(
+                if exclusive { EXCLUSIVE_TABLE } else { "table" },
+                NLM_F_CREATE,
+                NfTablesMessage::NewTable(if exclusive { exclusive_table() } else { table() }),
+            ),
         ];
         for (id, set) in (1..).zip(&ruleset.sets) {
-            messages.push(message(
-                format!("set {}", set.name),
-                NLM_F_CREATE,
-                new_set(set, id),
-            ));
-            let elements = elements(set);
-            for chunk in elements.chunks(ELEMENTS_A_MESSAGE) {
-                let what = format!("elements of set {}", set.name);
-                messages.push(message(what, NLM_F_CREATE, new_elements(set, chunk)));
+            messages.push(add_set(set, id));
+            if set.elements.len() <= LARGE {
+                messages.extend(add_elements(set));
             }
         }
         for chain in &ruleset.chains {
@@ -80,24 +94,60 @@ impl Batch {
                 NLM_F_CREATE,
                 new_chain(chain),
             ));
-            for rule in &chain.rules {
-                let what = format!("rule {:?}", rule.comment);
-                messages.push(message(what, NLM_F_CREATE | NLM_F_APPEND, new_rule(chain, rule)));
-            }
+            let rules = chain.rules.iter();
+            messages.extend(rules.map(|rule| add_rule(&chain.name, rule, NLM_F_APPEND, None)));
         }
-        Self::new(messages, &mut next_sequence)
+        Self::new(messages, None, &mut next_sequence)
     }
 
-    fn new(messages: Vec<Message>, next_sequence: &mut impl FnMut() -> u32) -> Self {
+    /// Makes the table that is there exclusive.
+    pub fn adopting(mut next_sequence: impl FnMut() -> u32) -> Self {
+        let table = NfTablesMessage::NewTable(exclusive_table());
+        Self::new(
+            vec![message(EXCLUSIVE_TABLE, NLM_F_CREATE, table)],
+            None,
+            &mut next_sequence,
+        )
+    }
+
+    /// The elements of the large sets; none if there are no large sets.
+    pub fn filling(ruleset: &Ruleset, mut next_sequence: impl FnMut() -> u32) -> Option<Self> {
+        let large = ruleset.sets.iter().filter(|set| set.elements.len() > LARGE);
+        let messages: Vec<Message> = large.flat_map(add_elements).collect();
+        (!messages.is_empty()).then(|| Self::new(messages, None, &mut next_sequence))
+    }
+
+    /// A batch that does these steps, if the kernel's rules are still of that generation. None if a
+    /// step names a rule that is not there.
+    pub fn changing(
+        steps: &[Step],
+        handles: &Handles,
+        generation: u32,
+        mut next_sequence: impl FnMut() -> u32,
+    ) -> Option<Self> {
+        let mut messages = Vec::new();
+        for (id, step) in (1..).zip(steps) {
+            step_messages(step, id, handles, &mut messages)?;
+        }
+        Some(Self::new(messages, Some(generation), &mut next_sequence))
+    }
+
+    fn new(messages: Vec<Message>, generation: Option<u32>, next_sequence: &mut impl FnMut() -> u32) -> Self {
         let control = |inner| {
             let header = header(NetfilterProtoFamily::Unspec, SUBSYSTEM);
             NetfilterMessage::new(header, NetfilterMessageInner::None(inner))
         };
-        let mut bytes = encode(
-            control(ControlMessage::BatchBegin),
-            next_sequence(),
-            NLM_F_REQUEST,
-        );
+        let begin = match generation {
+            None => ControlMessage::BatchBegin,
+            Some(generation) => ControlMessage::Other {
+                message_type: BATCH_BEGIN,
+                attributes: vec![DefaultNla::new(
+                    BATCH_GENERATION,
+                    generation.to_be_bytes().to_vec(),
+                )],
+            },
+        };
+        let mut bytes = encode(control(begin), next_sequence(), NLM_F_REQUEST);
         let mut objects = Vec::with_capacity(messages.len());
         let last = messages.len().saturating_sub(1);
         for (i, message) in messages.into_iter().enumerate() {
@@ -158,6 +208,105 @@ fn table() -> TableMessage {
     }
 }
 
+/// What the message for [`exclusive_table`] is called: the kernel may lack just that.
+pub const EXCLUSIVE_TABLE: &str = "table that only this process may change";
+
+/// Only the socket that made it may change it (`owner`, Linux 5.12), and it outlives that socket
+/// (`persist`, Linux 6.9).
+fn exclusive_table() -> TableMessage {
+    let mut message = table();
+    let flags = TableFlags::Owner | TableFlags::Persisent;
+    message.attributes.push(TableAttribute::Flags(flags));
+    message
+}
+
+fn step_messages(step: &Step, id: u32, handles: &Handles, messages: &mut Vec<Message>) -> Option<()> {
+    match step {
+        Step::AddSet(set) => {
+            messages.push(add_set(set, id));
+            messages.extend(add_elements(set));
+        }
+        Step::AddElements(set) => messages.extend(add_elements(set)),
+        Step::RemoveElements(set) => messages.extend(chunks(set).map(|chunk| {
+            let what = format!("removal of elements of set {}", set.name);
+            message(what, 0, NfTablesMessage::DeleteSetElement(chunk))
+        })),
+        Step::Empty(name) => {
+            let all = elements_message(name, None);
+            let what = format!("removal of all elements of set {name}");
+            messages.push(message(what, 0, NfTablesMessage::DeleteSetElement(all)));
+        }
+        Step::AddRules { chain, after, rules } => {
+            let position = match after {
+                Some(index) => Some(*handles.get(chain)?.get(*index)?),
+                None => None,
+            };
+            let append = if position.is_some() { NLM_F_APPEND } else { 0 };
+            // Each goes to the same place, so the last one goes first.
+            let rules = rules.iter().rev();
+            messages.extend(rules.map(|rule| add_rule(chain, rule, append, position)));
+        }
+        Step::RemoveRule { chain, index } => {
+            let handle = *handles.get(chain)?.get(*index)?;
+            let what = format!("removal of rule {handle} of chain {chain}");
+            messages.push(message(
+                what,
+                0,
+                NfTablesMessage::DeleteRule(held_rule(chain, handle)),
+            ));
+        }
+        Step::RemoveSet(name) => {
+            let attributes = vec![
+                SetAttribute::Table(TABLE.to_owned()),
+                SetAttribute::Name(name.clone()),
+            ];
+            let what = format!("removal of set {name}");
+            messages.push(message(
+                what,
+                0,
+                NfTablesMessage::DeleteSet(SetMessage { attributes }),
+            ));
+        }
+    }
+    Some(())
+}
+
+fn add_set(set: &Set, id: u32) -> Message {
+    message(format!("set {}", set.name), NLM_F_CREATE, new_set(set, id))
+}
+
+fn add_elements(set: &Set) -> impl Iterator<Item = Message> {
+    chunks(set).map(|chunk| {
+        let what = format!("elements of set {}", set.name);
+        message(what, NLM_F_CREATE, NfTablesMessage::NewSetElement(chunk))
+    })
+}
+
+/// The elements in as many messages as they need.
+fn chunks(set: &Set) -> impl Iterator<Item = SetElementMessage> {
+    let elements = elements(set);
+    let chunks: Vec<_> = elements
+        .chunks(ELEMENTS_A_MESSAGE)
+        .map(|chunk| elements_message(&set.name, Some(chunk)))
+        .collect();
+    chunks.into_iter()
+}
+
+fn add_rule(chain: &str, rule: &Rule, place: u16, position: Option<u64>) -> Message {
+    let what = format!("rule {:?}", rule.comment);
+    message(what, NLM_F_CREATE | place, new_rule(chain, rule, position))
+}
+
+fn held_rule(chain: &str, handle: u64) -> RuleMessage {
+    RuleMessage {
+        attributes: vec![
+            RuleAttribute::Table(TABLE.to_owned()),
+            RuleAttribute::Chain(chain.to_owned()),
+            RuleAttribute::Handle(handle),
+        ],
+    }
+}
+
 fn new_set(set: &Set, id: u32) -> NfTablesMessage {
     let (key_type, key_len, flags) = match &set.elements {
         Elements::Interfaces(_) => (TYPE_IFNAME, 16, SetFlags::empty()),
@@ -209,14 +358,14 @@ fn elements(set: &Set) -> Vec<Element> {
     }
 }
 
-fn new_elements(set: &Set, elements: &[Element]) -> NfTablesMessage {
-    NfTablesMessage::NewSetElement(SetElementMessage {
-        attributes: vec![
-            SetElementList::Table(TABLE.to_owned()),
-            SetElementList::Set(set.name.clone()),
-            SetElementList::Elements(elements.to_vec()),
-        ],
-    })
+/// Without elements, all of the set are meant.
+fn elements_message(set: &str, elements: Option<&[Element]>) -> SetElementMessage {
+    let mut attributes = vec![
+        SetElementList::Table(TABLE.to_owned()),
+        SetElementList::Set(set.to_owned()),
+    ];
+    attributes.extend(elements.map(|elements| SetElementList::Elements(elements.to_vec())));
+    SetElementMessage { attributes }
 }
 
 fn new_chain(chain: &Chain) -> NfTablesMessage {
@@ -237,15 +386,15 @@ fn new_chain(chain: &Chain) -> NfTablesMessage {
     NfTablesMessage::NewChain(ChainMessage { attributes })
 }
 
-fn new_rule(chain: &Chain, rule: &Rule) -> NfTablesMessage {
-    NfTablesMessage::NewRule(RuleMessage {
-        attributes: vec![
-            RuleAttribute::Table(TABLE.to_owned()),
-            RuleAttribute::Chain(chain.name.clone()),
-            RuleAttribute::Expressions(lower(rule).iter().map(super::expression::Expr::encode).collect()),
-            RuleAttribute::UserData(comment_bytes(&rule.comment)),
-        ],
-    })
+fn new_rule(chain: &str, rule: &Rule, position: Option<u64>) -> NfTablesMessage {
+    let mut attributes = vec![
+        RuleAttribute::Table(TABLE.to_owned()),
+        RuleAttribute::Chain(chain.to_owned()),
+        RuleAttribute::Expressions(lower(rule).iter().map(super::expression::Expr::encode).collect()),
+        RuleAttribute::UserData(comment_bytes(&rule.comment)),
+    ];
+    attributes.extend(position.map(RuleAttribute::Position));
+    NfTablesMessage::NewRule(RuleMessage { attributes })
 }
 
 /// Type, length, text and a zero. Comments are ids with a short word before them: under 128 bytes.

@@ -9,12 +9,15 @@ use netlink_packet_netfilter::nftables::{
     MetaKey, Operator, Payload, Register, Verdict as NftVerdict, VerdictAttribute,
 };
 
+use super::Count;
 use crate::policy::ruleset::{Log, Verdict};
 
 const NFTA_CT_DREG: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
 const NFT_CT_STATE: u32 = 0;
 const NFT_CT_DIRECTION: u32 = 1;
+const NFTA_COUNTER_BYTES: u16 = 1;
+const NFTA_COUNTER_PACKETS: u16 = 2;
 const NFTA_LIMIT_RATE: u16 = 1;
 const NFTA_LIMIT_UNIT: u16 = 2;
 const NFTA_LIMIT_BURST: u16 = 3;
@@ -154,6 +157,23 @@ impl Expr {
             _ => None,
         }
     }
+}
+
+/// What a counter says; none for another expression.
+pub fn count_of(element: &ListAttribute<ExpressionAttribute>) -> Option<Count> {
+    let ListAttribute::Element(attributes) = element else {
+        return None;
+    };
+    attributes.iter().find_map(|attribute| match attribute {
+        ExpressionAttribute::Data(Expressions::Other {
+            expression_type,
+            attributes,
+        }) if expression_type == "counter" => Some(Count {
+            packets: u64::from_be_bytes(value(attributes, NFTA_COUNTER_PACKETS)?),
+            bytes: u64::from_be_bytes(value(attributes, NFTA_COUNTER_BYTES)?),
+        }),
+        _ => None,
+    })
 }
 
 /// The kernel's number for a verdict, in rules and as a chain's policy.

@@ -4,24 +4,26 @@
 //! May not live here: what the ruleset should be (`policy::firewall`).
 
 mod batch;
+pub mod events;
 mod expression;
 pub mod foreign;
 mod lower;
 mod read;
 
 use std::io;
+use std::os::fd::AsFd;
 
 use netlink_packet_netfilter::NetfilterMessage;
 use nix::errno::Errno;
 
 use super::netlink::Connection;
-use super::readable::Readable;
+use super::{descriptors, systemd};
 use crate::policy::ruleset::Ruleset;
+use crate::policy::ruleset::change::Step;
+use batch::Handles;
 
 /// `NETLINK_NETFILTER`.
 const NETLINK_NETFILTER: isize = 12;
-/// `NFNLGRP_NFTABLES`: every change of every table is told here (linux/netfilter/nfnetlink.h).
-const NFNLGRP_NFTABLES: u32 = 7;
 
 /// Why the kernel does not hold what it should.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,9 @@ pub enum Error {
     /// The kernel said nothing about the batch.
     #[error("the kernel did not answer the batch")]
     NoAnswer,
+    /// Somebody changed nf_tables since it was read.
+    #[error("nf_tables changed since it was read")]
+    Moved,
     /// The table kept changing while it was read.
     #[error("the table kept changing while it was read")]
     Unsteady,
@@ -54,7 +59,9 @@ fn hint(error: &io::Error) -> &'static str {
 /// What an operator can do about it.
 fn hint_errno(errno: Errno) -> &'static str {
     match errno {
-        Errno::EPERM | Errno::EACCES => " (CAP_NET_ADMIN is needed: run as root)",
+        Errno::EPERM | Errno::EACCES => {
+            " (CAP_NET_ADMIN is needed, and the table may be another process's own: is a portcullis running?)"
+        }
         Errno::EPROTONOSUPPORT | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT => {
             " (this kernel lacks nf_tables: CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET are needed)"
         }
@@ -66,10 +73,55 @@ fn hint_errno(errno: Errno) -> &'static str {
     }
 }
 
+/// Who alone may change the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// Whoever has CAP_NET_ADMIN.
+    Nobody,
+    /// The same: whose it was has ended. It can be taken over in one step.
+    Orphan,
+    /// This connection.
+    Us,
+    /// Another netlink socket, by its number.
+    Other(u32),
+}
+
+/// What the kernel held at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The rules.
+    pub ruleset: Ruleset,
+    /// Who may change them.
+    pub owner: Owner,
+    handles: Handles,
+    generation: u32,
+}
+
+/// What a rule's counter says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
 /// A connection to nf_tables.
 pub struct Nftables {
     connection: Connection,
+    /// Whether the table is to be ours alone, as far as the kernel knows how.
+    exclusive: bool,
 }
+
+/// Under which name systemd keeps the connection while no daemon runs.
+const KEPT: &str = "nftables";
 
 impl Nftables {
     /// Connects.
@@ -79,16 +131,91 @@ impl Nftables {
     pub fn open() -> Result<Self, Error> {
         Ok(Self {
             connection: Connection::open(NETLINK_NETFILTER, &[])?,
+            exclusive: false,
         })
     }
 
-    /// Replaces the whole table in one transaction: packets see the old rules or the new ones,
-    /// never none and never half.
+    /// Connects for the daemon, with the socket that systemd kept since the last one, if it did. Tables
+    /// that are made over this connection can be changed only over it, where the kernel knows how
+    /// (Linux 6.9): other programs' changes and flushes then fail or pass it by. A kept socket stays
+    /// their owner also while no daemon runs.
     ///
     /// # Errors
-    /// When the kernel refuses; then nothing changed.
+    /// As [`Self::open`].
+    pub fn open_exclusive() -> Result<Self, Error> {
+        let connection = match descriptors::kept_socket(KEPT) {
+            Some(socket) => Connection::over(socket)?,
+            None => {
+                let connection = Connection::open(NETLINK_NETFILTER, &[])?;
+                systemd::keep(KEPT, connection.as_fd());
+                connection
+            }
+        };
+        Ok(Self {
+            connection,
+            exclusive: true,
+        })
+    }
+
+    /// The number by which the kernel knows this connection, in [`Owner::Other`] and in events.
+    pub fn port(&self) -> u32 {
+        self.connection.port()
+    }
+
+    /// Whether a table that this connection makes is its own.
+    pub fn is_exclusive(&self) -> bool {
+        self.exclusive
+    }
+
+    /// Replaces the whole table: packets see the old rules or the new ones, never none and never half.
+    /// The gate is shut in one transaction; large sets, which only let in, are filled in a second one.
+    ///
+    /// # Errors
+    /// When the kernel refuses. If it refuses the elements of a large set, the gate is shut without them.
     pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
-        let batch = batch::Batch::replacing(ruleset, || self.connection.next_sequence());
+        let shut = batch::Batch::replacing(ruleset, self.exclusive, || self.connection.next_sequence());
+        match self.send(&shut) {
+            Err(Error::Refused { object, errno })
+                if errno == Errno::EOPNOTSUPP && object == batch::EXCLUSIVE_TABLE =>
+            {
+                self.exclusive = false;
+                return self.replace(ruleset);
+            }
+            result => result?,
+        }
+        match batch::Batch::filling(ruleset, || self.connection.next_sequence()) {
+            Some(filling) => self.send(&filling),
+            None => Ok(()),
+        }
+    }
+
+    /// Does the steps in one transaction, provided that nf_tables is as it was when `held` was read.
+    ///
+    /// # Errors
+    /// [`Error::Moved`] if it is not; else when the kernel refuses. Nothing changed then.
+    pub fn change(&mut self, held: &Held, steps: &[Step]) -> Result<(), Error> {
+        let batch = batch::Batch::changing(steps, &held.handles, held.generation, || {
+            self.connection.next_sequence()
+        });
+        match self.send(&batch.ok_or(Error::Moved)?) {
+            Err(Error::Refused {
+                errno: Errno::ERESTART,
+                ..
+            }) => Err(Error::Moved),
+            result => result,
+        }
+    }
+
+    /// Makes the table of an owner that has ended our own, as it is.
+    ///
+    /// # Errors
+    /// When the kernel refuses; nothing changed then.
+    pub fn adopt(&mut self) -> Result<(), Error> {
+        let batch = batch::Batch::adopting(|| self.connection.next_sequence());
+        self.send(&batch)
+    }
+
+    fn send(&mut self, batch: &batch::Batch) -> Result<(), Error> {
         let answers = self.connection.send_batch::<NetfilterMessage>(batch.bytes())?;
         if let Some(refusal) = answers.iter().find(|answer| answer.errno != 0) {
             let object = batch.object(refusal.sequence).unwrap_or("the batch").to_owned();
@@ -111,34 +238,27 @@ impl Nftables {
     ///
     /// # Errors
     /// When it can't be read.
-    pub fn read(&mut self) -> Result<Option<Ruleset>, Error> {
-        read::read(&mut self.connection)
-    }
-}
-
-/// Tells of changes of nf_tables, whoever made them.
-pub struct Events {
-    connection: Readable<Connection>,
-}
-
-impl Events {
-    /// Subscribes.
-    ///
-    /// # Errors
-    /// As [`Nftables::open`].
-    pub fn open() -> Result<Self, Error> {
-        let connection = Connection::open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
-        connection.set_nonblocking()?;
-        Ok(Self {
-            connection: Readable::new(connection)?,
-        })
+    pub fn read(&mut self) -> Result<Option<Held>, Error> {
+        read::read(&mut self.connection, None)
     }
 
-    /// Waits for an event, and takes those of the same moment with it. Lost events count as one.
+    /// What the counters of our rules count, each with its rule's comment.
     ///
     /// # Errors
-    /// As recv(2).
-    pub async fn next(&self) -> io::Result<()> {
-        self.connection.read(Connection::drain).await
+    /// When they can't be read.
+    pub fn counts(&mut self) -> Result<Vec<(String, Count)>, Error> {
+        read::counts(&mut self.connection)
+    }
+
+    /// What the kernel holds after one transaction of ours that made `expected` of what was held
+    /// `before`. Rules and small sets are read. Large sets are taken as `expected` if nf_tables' own
+    /// count of transactions says that ours was the only one, and read if it was not.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn read_after(&mut self, before: &Held, expected: &Ruleset) -> Result<Option<Held>, Error> {
+        // The kernel never uses 0.
+        let next = before.generation.checked_add(1).unwrap_or(1);
+        read::read(&mut self.connection, Some((expected, next)))
     }
 }

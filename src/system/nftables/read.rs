@@ -9,13 +9,13 @@ use netlink_packet_netfilter::nftables::{
     ChainAttribute, GenAttribute, GenMessage, Hook as NftHook, NfTablesMessage, RuleAttribute, RuleMessage,
     SetAttribute, SetElementList, SetElementMessage, SetFlags, SetMessage,
 };
-use netlink_packet_netfilter::nftables::{ChainMessage, TableAttribute, TableMessage};
+use netlink_packet_netfilter::nftables::{ChainMessage, TableAttribute, TableFlags, TableMessage};
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 
-use super::Error;
-use super::batch::{TYPE_IFNAME, UDATA_COMMENT, inet};
-use super::expression::{Expr, verdict_of};
+use super::batch::{Handles, LARGE, TYPE_IFNAME, UDATA_COMMENT, inet};
+use super::expression::{Expr, count_of, verdict_of};
 use super::lower::{address_of, interface_of, raise};
+use super::{Count, Error, Held, Owner};
 use crate::policy::ruleset::{
     Chain, Elements, Family, Hook, Rule, Ruleset, Set, TABLE, Verdict, predecessor,
 };
@@ -37,10 +37,14 @@ const TRIES: usize = 5;
 
 /// Reads the table between two equal generation numbers of nf_tables, so that what comes out was
 /// true at one moment.
-pub fn read(connection: &mut Connection) -> Result<Option<Ruleset>, Error> {
+///
+/// `known` is what must be there if nf_tables is of that generation, because nobody but us has changed
+/// anything since it was read: large sets of it are then not read again.
+pub fn read(connection: &mut Connection, known: Option<(&Ruleset, u32)>) -> Result<Option<Held>, Error> {
     for _ in 0..TRIES {
         let before = generation(connection)?;
-        let held = read_once(connection);
+        let known = known.filter(|(_, generation)| *generation == before);
+        let held = read_once(connection, before, known.map(|(ruleset, _)| ruleset));
         if generation(connection)? == before {
             return held;
         }
@@ -61,44 +65,75 @@ fn dump(connection: &mut Connection, message: NfTablesMessage) -> Result<Vec<NfT
 }
 
 /// nf_tables counts its transactions; the number is the same for all tables of a namespace.
-pub fn generation(connection: &mut Connection) -> Result<Option<u32>, Error> {
+pub fn generation(connection: &mut Connection) -> Result<u32, Error> {
     let question = NfTablesMessage::GetGen(GenMessage {
         attributes: Vec::new(),
     });
     let answers = nftables(connection.get(&inet(question))?);
-    Ok(answers.into_iter().find_map(|message| match message {
+    let id = answers.into_iter().find_map(|message| match message {
         NfTablesMessage::NewGen(generation) => generation.attributes.into_iter().find_map(|a| match a {
             GenAttribute::Id(id) => Some(id),
             _ => None,
         }),
         _ => None,
-    }))
+    });
+    id.ok_or(Error::NoAnswer)
 }
 
-fn read_once(connection: &mut Connection) -> Result<Option<Ruleset>, Error> {
+fn read_once(
+    connection: &mut Connection,
+    generation: u32,
+    known: Option<&Ruleset>,
+) -> Result<Option<Held>, Error> {
     let tables = dump(
         connection,
         NfTablesMessage::GetTable(TableMessage {
             attributes: Vec::new(),
         }),
     )?;
-    let ours = |message: &NfTablesMessage| {
-        let name = TableAttribute::Name(TABLE.to_owned());
-        matches!(message, NfTablesMessage::NewTable(table) if table.attributes.contains(&name))
-    };
-    if !tables.iter().any(ours) {
-        return Ok(None);
-    }
-    let mut ruleset = Ruleset {
-        sets: sets(connection)?,
-        chains: chains(connection)?,
-    };
-    ruleset.sets.sort_by(|a, b| a.name.cmp(&b.name));
-    ruleset.chains.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Some(ruleset))
+    let name = TableAttribute::Name(TABLE.to_owned());
+    let ours = tables.into_iter().find_map(|message| match message {
+        NfTablesMessage::NewTable(table) if table.attributes.contains(&name) => Some(table.attributes),
+        _ => None,
+    });
+    let Some(table) = ours else { return Ok(None) };
+    let (dormant, owner) = table_state(&table, connection.port());
+    let (mut chains, handles) = chains(connection)?;
+    let mut sets = sets(connection, known)?;
+    sets.sort_by(|a, b| a.name.cmp(&b.name));
+    chains.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Some(Held {
+        ruleset: Ruleset {
+            dormant,
+            sets,
+            chains,
+        },
+        owner,
+        handles,
+        generation,
+    }))
 }
 
-fn sets(connection: &mut Connection) -> Result<Vec<Set>, Error> {
+fn table_state(attributes: &[TableAttribute], our_port: u32) -> (bool, Owner) {
+    let (mut flags, mut port) = (TableFlags::empty(), None);
+    for attribute in attributes {
+        match attribute {
+            TableAttribute::Flags(bits) => flags = *bits,
+            TableAttribute::Owner(number) => port = Some(*number),
+            _ => {}
+        }
+    }
+    let owner = match port {
+        Some(port) if port == our_port => Owner::Us,
+        Some(port) => Owner::Other(port),
+        // The kernel takes the owner's flag away with the owner.
+        None if flags.contains(TableFlags::Persisent) => Owner::Orphan,
+        None => Owner::Nobody,
+    };
+    (flags.contains(TableFlags::Dormant), owner)
+}
+
+fn sets(connection: &mut Connection, known: Option<&Ruleset>) -> Result<Vec<Set>, Error> {
     let request = SetMessage {
         attributes: vec![SetAttribute::Table(TABLE.to_owned())],
     };
@@ -120,8 +155,13 @@ fn sets(connection: &mut Connection) -> Result<Vec<Set>, Error> {
                 _ => {}
             }
         }
-        let keys = keys(connection, &name)?;
-        let elements = elements(flags, key_type, key_len, keys);
+        let known = known
+            .and_then(|known| known.set(&name))
+            .filter(|set| set.elements.len() > LARGE);
+        let elements = match known {
+            Some(set) => set.elements.clone(),
+            None => elements(flags, key_type, key_len, keys(connection, &name)?),
+        };
         sets.push(Set { name, elements });
     }
     Ok(sets)
@@ -204,8 +244,8 @@ fn ranges(family: Family, keys: Keys) -> Vec<(IpAddr, IpAddr)> {
     ranges
 }
 
-fn chains(connection: &mut Connection) -> Result<Vec<Chain>, Error> {
-    let mut chains = Vec::new();
+fn chains(connection: &mut Connection) -> Result<(Vec<Chain>, Handles), Error> {
+    let (mut chains, mut handles) = (Vec::new(), Handles::new());
     for message in dump(
         connection,
         NfTablesMessage::GetChain(ChainMessage {
@@ -238,10 +278,11 @@ fn chains(connection: &mut Connection) -> Result<Vec<Chain>, Error> {
             priority,
             policy: policy.unwrap_or(Verdict::Accept),
         });
-        let rules = rules(connection, &name)?;
+        let (rules, numbers) = rules(connection, &name)?.into_iter().unzip();
+        handles.insert(name.clone(), numbers);
         chains.push(Chain { name, hook, rules });
     }
-    Ok(chains)
+    Ok((chains, handles))
 }
 
 fn hook_place(parts: &[NftHook]) -> Option<(u32, i32)> {
@@ -256,7 +297,7 @@ fn hook_place(parts: &[NftHook]) -> Option<(u32, i32)> {
     Some((number?, priority?))
 }
 
-fn rules(connection: &mut Connection, chain: &str) -> Result<Vec<Rule>, Error> {
+fn rules(connection: &mut Connection, chain: &str) -> Result<Vec<(Rule, u64)>, Error> {
     let request = RuleMessage {
         attributes: vec![
             RuleAttribute::Table(TABLE.to_owned()),
@@ -277,16 +318,43 @@ fn rules(connection: &mut Connection, chain: &str) -> Result<Vec<Rule>, Error> {
     Ok(rules)
 }
 
-fn read_rule(attributes: Vec<RuleAttribute>) -> Rule {
-    let (mut comment, mut expressions) = (String::new(), Vec::new());
+/// The counters of all rules of the gate that have one.
+pub fn counts(connection: &mut Connection) -> Result<Vec<(String, Count)>, Error> {
+    let request = RuleMessage {
+        attributes: vec![RuleAttribute::Table(TABLE.to_owned())],
+    };
+    let mut counts = Vec::new();
+    for message in dump(connection, NfTablesMessage::GetRule(request))? {
+        let NfTablesMessage::NewRule(rule) = message else {
+            continue;
+        };
+        if !rule.attributes.contains(&RuleAttribute::Table(TABLE.to_owned())) {
+            continue;
+        }
+        let (mut comment, mut count) = (None, None);
+        for attribute in &rule.attributes {
+            match attribute {
+                RuleAttribute::Expressions(list) => count = list.iter().find_map(count_of),
+                RuleAttribute::UserData(bytes) => comment = read_comment(bytes),
+                _ => {}
+            }
+        }
+        counts.extend(comment.zip(count));
+    }
+    Ok(counts)
+}
+
+fn read_rule(attributes: Vec<RuleAttribute>) -> (Rule, u64) {
+    let (mut comment, mut expressions, mut handle) = (String::new(), Vec::new(), 0);
     for attribute in attributes {
         match attribute {
             RuleAttribute::Expressions(list) => expressions = list.iter().map(Expr::decode).collect(),
+            RuleAttribute::Handle(number) => handle = number,
             RuleAttribute::UserData(bytes) => comment = read_comment(&bytes).unwrap_or_default(),
             _ => {}
         }
     }
-    raise(comment, &expressions)
+    (raise(comment, &expressions), handle)
 }
 
 fn read_comment(userdata: &[u8]) -> Option<String> {

@@ -10,9 +10,11 @@ mod xtables;
 use std::io;
 use std::ops::ControlFlow;
 
+use super::events::NFNLGRP_NFTABLES;
 use super::{Error, NETLINK_NETFILTER, read};
 use crate::policy::foreign::{Chain, Foreign, Table, TableFamily};
 use crate::policy::ruleset::{Hook, TABLE, Verdict};
+use crate::system::descriptors::Readable;
 use crate::system::netlink::{Attributes, Connection, RawMessage};
 use sets::Sets;
 
@@ -63,6 +65,33 @@ pub fn read() -> Result<Foreign, Error> {
         }
     }
     Err(Error::Unsteady)
+}
+
+/// Tells of changes of nf_tables, whoever made them.
+pub struct Changes {
+    connection: Readable<Connection>,
+}
+
+impl Changes {
+    /// Subscribes.
+    ///
+    /// # Errors
+    /// As [`super::Nftables::open`].
+    pub fn open() -> Result<Self, Error> {
+        let connection = Connection::open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
+        connection.set_nonblocking()?;
+        Ok(Self {
+            connection: Readable::new(connection)?,
+        })
+    }
+
+    /// Waits for a change, and takes those that are told by then with it. Lost events count as one.
+    ///
+    /// # Errors
+    /// As recv(2).
+    pub async fn next(&self) -> io::Result<()> {
+        self.connection.read(Connection::drain).await
+    }
 }
 
 fn open() -> Result<Connection, Error> {

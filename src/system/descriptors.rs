@@ -1,12 +1,14 @@
-//! Awaiting that a descriptor has something to read: the one module with `unsafe`, since the event
-//! loop has to be promised that a descriptor stays open.
+//! Promises about descriptors: that one stays open while the event loop watches it, and that one
+//! which systemd kept for us is ours. The one module with `unsafe`.
 //!
 //! May not live here: what is read.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use netlink_sys::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -50,6 +52,20 @@ impl<T: AsFd> Readable<T> {
             }
         }
     }
+}
+
+/// The netlink socket that systemd kept under this name while no daemon ran (sd_pid_notify_with_fds(3),
+/// `FDSTORE=1`), at the first call; later ones get none.
+pub fn kept_socket(name: &str) -> Option<Socket> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let mut kept = sd_notify::listen_fds_with_names().ok()?;
+    let (fd, _) = kept.find(|(_, found)| found == name)?;
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return None;
+    }
+    // SAFETY: systemd opened this descriptor in this very process and gave its number only to it
+    // ($LISTEN_PID is compared); nothing else here uses such numbers, and it is taken once.
+    Some(unsafe { Socket::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

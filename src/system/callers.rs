@@ -1,0 +1,78 @@
+//! Where a local process comes from: the SSH session above it, if there is one.
+//!
+//! May not live here: what that means for its requests.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::unistd::{SysconfVar, sysconf};
+
+/// Processes between a command and its SSH session; more is no session.
+const DEPTH: usize = 32;
+
+/// When the SSH session began that this process runs in, as time since boot; `None` for one that runs in
+/// none: of the console, of a unit. The nearest sshd process above it belongs to one TCP connection.
+pub fn ssh_session_start(pid: i32) -> Option<Duration> {
+    let mut process = Process::read(pid)?;
+    for _ in 0..DEPTH {
+        // OpenSSH 9.8 and newer have a program of its own for sessions.
+        if matches!(process.name.as_str(), "sshd" | "sshd-session") {
+            return Some(process.began);
+        }
+        process = Process::read(process.parent)?;
+    }
+    None
+}
+
+struct Process {
+    name: String,
+    parent: i32,
+    began: Duration,
+}
+
+impl Process {
+    /// From /proc/PID/stat (proc_pid_stat(5)).
+    fn read(pid: i32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The name is in parentheses and may hold any character; what follows the last one is numbers.
+    fn parse(stat: &str) -> Option<Self> {
+        let (head, tail) = stat.rsplit_once(')')?;
+        let (_, name) = head.split_once('(')?;
+        let fields: Vec<&str> = tail.split_whitespace().collect();
+        let ticks: u64 = fields.get(19)?.parse().ok()?;
+        let a_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??)
+            .ok()
+            .filter(|n| *n > 0)?;
+        Some(Self {
+            name: name.to_owned(),
+            parent: fields.get(1)?.parse().ok()?,
+            began: Duration::from_millis(ticks.saturating_mul(1000) / a_second),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_is_read() {
+        let stat = "7 (a) b (c) S 3 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 250 1 1 1";
+        let process = Process::parse(stat).unwrap();
+        assert_eq!((process.name.as_str(), process.parent), ("a) b (c", 3));
+        assert!(process.began > Duration::ZERO);
+        for bad in ["", "7", "7 (x", "7 (x) S", "7 (x) S q 7"] {
+            assert!(Process::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn this_process_began_before_now() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let process = Process::read(pid).unwrap();
+        assert!(process.began <= crate::system::clock::since_boot());
+        assert_eq!(ssh_session_start(1), None);
+    }
+}

@@ -1,0 +1,140 @@
+//! TCP sessions of this host's own sockets, from sock_diag(7), and ending one.
+//!
+//! May not live here: which sessions are to end.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::netlink::{Connection, RawMessage};
+
+/// `NETLINK_SOCK_DIAG`.
+const NETLINK_SOCK_DIAG: isize = 4;
+/// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY` (linux/sock_diag.h).
+const BY_FAMILY: u16 = 20;
+const DESTROY: u16 = 21;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IPPROTO_TCP: u8 = 6;
+/// States of a socket (include/net/tcp_states.h of the kernel).
+const LISTEN: u8 = 10;
+/// Sessions in both directions, or half closed: ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT.
+const SESSION_STATES: [u8; 4] = [1, 4, 5, 8];
+/// Offset and length of `struct inet_diag_sockid` in `struct inet_diag_msg` (linux/inet_diag.h).
+const ID_AT: usize = 4;
+const ID_BYTES: usize = 48;
+
+/// A TCP session of a socket of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// This host's end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Whether the other end began it: somebody here listens on the port.
+    pub is_inbound: bool,
+    family: u8,
+    /// `struct inet_diag_sockid` with its cookie, so that no later socket is meant.
+    id: Vec<u8>,
+}
+
+/// All TCP sessions of this network namespace's sockets.
+///
+/// # Errors
+/// When the kernel lacks sock_diag (CONFIG_INET_DIAG).
+pub fn sessions() -> io::Result<Vec<Session>> {
+    let mut connection = Connection::open(NETLINK_SOCK_DIAG, &[])?;
+    let (mut sessions, mut listening) = (Vec::new(), BTreeSet::new());
+    for family in [AF_INET, AF_INET6] {
+        let states = SESSION_STATES
+            .iter()
+            .fold(1 << LISTEN, |all, state| all | 1 << state);
+        let question = request(family, states, &[0; ID_BYTES]);
+        for message in connection.dump(&RawMessage::new(BY_FAMILY, question))? {
+            let Some((state, session)) = read_session(message.payload()) else {
+                continue;
+            };
+            if state == LISTEN {
+                listening.insert(session.local.port());
+            } else {
+                sessions.push(session);
+            }
+        }
+    }
+    for session in &mut sessions {
+        session.is_inbound = listening.contains(&session.local.port());
+    }
+    Ok(sessions)
+}
+
+/// Ends a session at once: both ends see it reset.
+///
+/// # Errors
+/// `EOPNOTSUPP` when the kernel can't (CONFIG_INET_DIAG_DESTROY), `ENOENT` when it has ended meanwhile.
+pub fn end(session: &Session) -> io::Result<()> {
+    let mut connection = Connection::open(NETLINK_SOCK_DIAG, &[])?;
+    let question = request(session.family, u32::MAX, &session.id);
+    connection.get(&RawMessage::new(DESTROY, question))?;
+    Ok(())
+}
+
+/// `struct inet_diag_req_v2`.
+fn request(family: u8, states: u32, id: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![family, IPPROTO_TCP, 0, 0];
+    bytes.extend(states.to_ne_bytes());
+    bytes.extend(id);
+    bytes
+}
+
+fn read_session(message: &[u8]) -> Option<(u8, Session)> {
+    let [family, state, ..] = *message else {
+        return None;
+    };
+    let id = message.get(ID_AT..ID_AT + ID_BYTES)?;
+    let port = |at: usize| Some(u16::from_be_bytes(id.get(at..at + 2)?.try_into().ok()?));
+    let address = |at: usize| {
+        Some(match family {
+            AF_INET => IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(id.get(at..at + 4)?).ok()?)),
+            _ => {
+                IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(id.get(at..at + 16)?).ok()?)).to_canonical()
+            }
+        })
+    };
+    let session = Session {
+        local: SocketAddr::new(address(4)?, port(0)?),
+        remote: SocketAddr::new(address(20)?, port(2)?),
+        is_inbound: false,
+        family,
+        id: id.to_vec(),
+    };
+    Some((state, session))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_session_is_found_at_both_ends_and_can_be_ended() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_server, _) = listener.accept().unwrap();
+        let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        let all = sessions().unwrap();
+        let ours = |local, remote| {
+            all.iter()
+                .find(|s| s.local == local && s.remote == remote)
+                .unwrap()
+        };
+        assert!(!ours(local, remote).is_inbound);
+        assert!(ours(remote, local).is_inbound);
+        // Ending it needs root, as all of `make test` does.
+        end(ours(remote, local)).unwrap();
+        assert_eq!(
+            client.read(&mut [0]).unwrap_err().kind(),
+            io::ErrorKind::ConnectionReset
+        );
+    }
+}
