@@ -50,7 +50,7 @@ async fn read_family(family: Family) -> Result<Vec<crate::policy::foreign::Table
     if !output.status.success() {
         let said = said(&output);
         return Err(unread(&format!(
-            "{program}: {said}; `portcullis check` as root may do more"
+            "{program}: {said}; it wants CAP_NET_RAW, which the daemon has not: run `portcullis check` as root"
         )));
     }
     if output.stdout.len() > MAX_BYTES {

@@ -3,7 +3,7 @@
 //!
 //! May not live here: hand-written tables (`tests/conflicts.rs`).
 
-use portcullis_protocol::{Check, CheckId, Status};
+use portcullis_protocol::{Check, CheckId, Report, Status};
 use portcullis_provision::local::Outsider;
 use portcullis_provision::progress::Quiet;
 use portcullis_provision::reach::{Reached, Transport};
@@ -90,6 +90,27 @@ fn what_ufw_drops_is_named_until_ufw_lets_it_in() {
 
     machine.until_ready();
     assert_eq!(machine.table(), table, "ufw left the gate alone");
+
+    legacy_rules_are_named(&machine, &stranger);
+}
+
+/// Legacy iptables, of the package that ufw needs. netlink tells nothing of it.
+fn legacy_rules_are_named(machine: &Machine, stranger: &Outsider) {
+    machine.ok("iptables-legacy -A INPUT -p tcp --dport 22 -j DROP");
+    assert_eq!(ssh(machine, stranger), [Reached::Filtered, Open]);
+    let asked = machine.run("portcullis check --format json");
+    let report: Report = serde_json::from_str(&asked.stdout).unwrap();
+    let found = conflicts(report.check(CheckId::FirewallConflicts).unwrap());
+    let rule = "meta l4proto tcp th dport 22 DROP";
+    assert_eq!(
+        found,
+        [["ip filter (legacy iptables)", "INPUT", rule, "rule allow-22-tcp"]]
+    );
+    // The daemon has no right to raw sockets, and says so. Any event makes it look.
+    machine.ok("nft add table inet any");
+    let check = machine.until_check(CheckId::FirewallConflicts, Status::Unknown);
+    assert!(check.summary.contains("can't be looked into"), "{check:?}");
+    assert!(check.summary.contains("`portcullis check`"), "{check:?}");
 }
 
 #[test]

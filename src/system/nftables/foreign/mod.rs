@@ -18,7 +18,8 @@ use crate::system::descriptors::Readable;
 use crate::system::netlink::{Attributes, Connection, RawMessage};
 use sets::Sets;
 
-/// How many rules are read, all tables together: 10,000 take about 40 ms and 6 MB.
+/// How many rules are read, all tables together: with a debug build 10,000 of them are read and judged
+/// in 0.17 s, and these in 0.35 s.
 const MAX_RULES: usize = 20_000;
 /// How often reading starts anew when the rules changed meanwhile.
 const TRIES: usize = 5;
