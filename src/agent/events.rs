@@ -127,7 +127,7 @@ impl Sources {
         let socket = settings.socket.display();
         match control::bind(&settings.socket).await {
             Ok(listener) => {
-                tokio::spawn(control::serve(listener, call_sender));
+                tokio::spawn(control::serve(listener, call_sender.clone()));
             }
             // Two daemons would undo each other's work.
             Err(error) if error.kind() == ErrorKind::AddrInUse => return Err(format!("{socket}: {error}")),
@@ -137,7 +137,8 @@ impl Sources {
         }
         match server::bind(settings.listen).await {
             Ok(listener) => {
-                tokio::spawn(server::serve(listener, agent.published(), agent.identity()));
+                let (published, identity) = (agent.published(), agent.identity());
+                tokio::spawn(server::serve(listener, published, identity, call_sender.clone()));
             }
             Err(error) => {
                 let listen = settings.listen;

@@ -13,6 +13,7 @@ pub mod foreign;
 pub mod key_path;
 pub mod keys;
 pub mod links;
+pub mod metadata;
 pub mod observation;
 pub mod readiness;
 pub mod ruleset;

@@ -11,7 +11,9 @@
     reason = "a test may end by panicking"
 )]
 
+mod changes;
 mod cluster;
+mod containers;
 mod endpoint;
 mod faults;
 mod lab;
