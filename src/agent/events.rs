@@ -20,7 +20,8 @@ use super::{Agent, Scope, control};
 use crate::config::Settings;
 use crate::health::{push, server};
 use crate::log::id;
-use crate::policy::observation::Gate;
+use crate::policy::conflicts::Comparison;
+use crate::policy::observation::{Gate, Observed};
 use crate::system::systemd;
 use crate::system::watch::{Topic, Watch};
 
@@ -108,6 +109,7 @@ fn tell_systemd(agent: &Agent, started: bool) {
 struct Sources {
     watch: Option<Watch>,
     gate: watch::Receiver<Arc<Gate>>,
+    neighbours: watch::Receiver<Observed<Comparison>>,
     units: mpsc::Receiver<()>,
     calls: mpsc::Receiver<control::Call>,
     /// When logins are looked at because files changed.
@@ -162,6 +164,7 @@ impl Sources {
         Ok(Self {
             watch: open_watch(settings),
             gate: agent.watch_gate(),
+            neighbours: agent.watch_neighbours(),
             units,
             calls,
             logins_due: None,
@@ -236,6 +239,7 @@ impl Sources {
             }
             () = until(self.logins_due) => self.look_at_logins(),
             Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
+            Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
             () = until(trial_ends) => Event::TrialEnds,
             Some(()) = self.units.recv() => {
                 sleep(SETTLE_UNITS).await;

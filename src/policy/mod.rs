@@ -5,9 +5,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod conflicts;
 pub mod danger;
 pub mod explain;
 pub mod firewall;
+pub mod foreign;
 pub mod key_path;
 pub mod keys;
 pub mod links;

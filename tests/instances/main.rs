@@ -23,6 +23,7 @@ mod faults;
 mod lab;
 mod lifecycle;
 mod login;
+mod neighbours;
 mod push;
 mod specs;
 mod users;

@@ -1,11 +1,12 @@
 //! The kernel's packet filter: one atomic batch for the whole table, and reading it back.
 //!
-//! Everything is in table `inet portcullis`; no other table is read or touched.
+//! Everything is in table `inet portcullis`; no other table is touched, and only `foreign` reads them.
 //! May not live here: what the ruleset should be (`policy::firewall`).
 
 mod batch;
 pub mod events;
 mod expression;
+pub mod foreign;
 mod lower;
 mod read;
 
