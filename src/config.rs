@@ -31,6 +31,8 @@ pub struct Settings {
     pub links: LinkSettings,
     /// Whether the table is to be the daemon's own, where the kernel can do that.
     pub exclusive_table: bool,
+    /// Whether a sample of denied packets is told in the journal.
+    pub log_denied: bool,
     /// Whether users that the spec names are created when they are missing.
     pub create_users: bool,
     /// Where the HTTPS endpoint listens.
@@ -50,6 +52,7 @@ impl Default for Settings {
             socket: DEFAULT_SOCKET.into(),
             links: LinkSettings::default(),
             exclusive_table: true,
+            log_denied: true,
             create_users: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
             report_interval: Duration::from_secs(300),
@@ -92,6 +95,7 @@ struct RawFirewall {
     uplinks: Option<BTreeSet<String>>,
     trusted_interfaces: Option<BTreeSet<String>>,
     exclusive_table: Option<bool>,
+    log_denied: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -159,6 +163,7 @@ impl Settings {
             interfaces("firewall.trusted_interfaces", raw.firewall.trusted_interfaces)?,
         );
         set(&mut new.exclusive_table, raw.firewall.exclusive_table);
+        set(&mut new.log_denied, raw.firewall.log_denied);
         set(&mut new.create_users, raw.keys.create_users);
         set(&mut new.listen, raw.health.listen);
         set(

@@ -6,6 +6,7 @@
 mod accept;
 mod answer;
 pub mod control;
+pub mod denied;
 pub mod events;
 pub mod gate;
 pub mod logins;
@@ -28,6 +29,7 @@ use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, Systemd};
 use crate::system::systemd;
+use denied::Denied;
 use gate::guard::Guard;
 use logins::Mode;
 use state::{Store, Trial};
@@ -64,6 +66,7 @@ pub struct Agent {
     /// Why the last spec was refused, until one is accepted.
     refused: Option<String>,
     guard: Guard,
+    denied: Denied,
     identity: Arc<TlsIdentity>,
     /// Why the TLS key is only in memory, if it is.
     identity_lost: Option<String>,
@@ -113,6 +116,7 @@ impl Agent {
             tls: not_yet(),
             trial_until: None,
         };
+        let denied = Denied::watch(settings.log_denied);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
         let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
         let published = watch::Sender::new(Published {
@@ -128,6 +132,7 @@ impl Agent {
             before_trial,
             refused,
             guard,
+            denied,
             identity: Arc::new(identity),
             identity_lost,
             seen,

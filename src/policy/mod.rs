@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod danger;
+pub mod denied;
 pub mod explain;
 pub mod firewall;
 pub mod key_path;
