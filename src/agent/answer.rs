@@ -24,6 +24,10 @@ impl Agent {
                 },
                 None => refused(Refusal::Failed, "the first report is not there yet"),
             },
+            Request::Denied { top } => match self.denied.sample(top) {
+                Ok(sample) => Answer::Denied { sample },
+                Err(reason) => refused(Refusal::Failed, reason),
+            },
             Request::Apply {
                 spec,
                 confirm_s,

@@ -6,6 +6,7 @@
 mod accept;
 mod answer;
 pub mod control;
+pub mod denied;
 pub mod events;
 pub mod gate;
 pub mod logins;
@@ -30,6 +31,7 @@ use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, Systemd};
 use crate::system::systemd;
+use denied::Denied;
 use gate::guard::Guard;
 use logins::Mode;
 use state::{Store, Trial};
@@ -67,6 +69,7 @@ pub struct Agent {
     refused: Option<String>,
     guard: Guard,
     neighbours: watch::Receiver<Observed<Comparison>>,
+    denied: Denied,
     identity: Arc<TlsIdentity>,
     /// Why the TLS key is only in memory, if it is.
     identity_lost: Option<String>,
@@ -118,6 +121,7 @@ impl Agent {
             trial_until: None,
         };
         let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
+        let denied = Denied::watch(settings.log_denied);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
         let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
         let published = watch::Sender::new(Published {
@@ -134,6 +138,7 @@ impl Agent {
             refused,
             guard,
             neighbours,
+            denied,
             identity: Arc::new(identity),
             identity_lost,
             seen,

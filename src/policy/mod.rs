@@ -7,6 +7,7 @@
 
 pub mod conflicts;
 pub mod danger;
+pub mod denied;
 pub mod explain;
 pub mod firewall;
 pub mod foreign;

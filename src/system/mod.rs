@@ -15,6 +15,7 @@ pub mod host;
 pub mod key_files;
 pub mod links;
 pub mod netlink;
+pub mod nflog;
 pub mod nftables;
 pub mod sockets;
 pub mod ssh_probe;

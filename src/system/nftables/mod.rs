@@ -23,7 +23,7 @@ use crate::policy::ruleset::change::Step;
 use batch::Handles;
 
 /// `NETLINK_NETFILTER`.
-const NETLINK_NETFILTER: isize = 12;
+pub(super) const NETLINK_NETFILTER: isize = 12;
 
 /// Why the kernel does not hold what it should.
 #[derive(Debug, thiserror::Error)]
