@@ -154,6 +154,7 @@ impl Class {
                             interface: uplink.name.clone(),
                             source: *source,
                             destination: Some(*destination),
+                            outgoing: None,
                             protocol: *protocol,
                             source_port: None,
                             port,

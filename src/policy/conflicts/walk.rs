@@ -359,7 +359,7 @@ impl<'a, 'b> Walk<'a, 'b> {
         match action {
             Action::Continue | Action::Map(..) => Step::Next,
             Action::End(Verdict::Accept, _) => Step::Ended(End::Accept),
-            Action::End(Verdict::Drop, _) => Step::Ended(End::Drop(place)),
+            Action::End(Verdict::Drop | Verdict::Reject, _) => Step::Ended(End::Drop(place)),
             Action::Translate(_) => Step::Ended(End::Translate),
             Action::Return => Step::Back,
             Action::Undecided(_) => self.undecided(place),
