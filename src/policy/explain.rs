@@ -178,7 +178,7 @@ fn by_rule(verdict: Option<Verdict>, rule: &Rule, spec: Option<&Spec>) -> Explan
             "a session that is older than the gate".to_owned(),
             Requirement::BrevSsh4,
         ),
-        Some(("denied", what)) if what.starts_with("spoofed") || what == "invalid" => {
+        Some(("denied", what)) if what.starts_with("spoofed") || matches!(what, "invalid" | "redirect") => {
             (format!("nobody may send this: {what}"), Requirement::BrevNet1)
         }
         Some(("denied", _)) => ("no rule lets it in".to_owned(), Requirement::BrevNet1),
