@@ -155,6 +155,7 @@ fn sent(source: impl Strategy<Value = IpAddr>, icmp: u8) -> impl Strategy<Value 
                     interface: interface.to_owned(),
                     source,
                     destination: None,
+                    outgoing: None,
                     protocol,
                     source_port: has_ports.then_some(source_port),
                     port: has_ports.then_some(port),

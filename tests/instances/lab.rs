@@ -252,10 +252,24 @@ impl Machine {
         output
     }
 
-    /// Our table as the kernel holds it, without the counters' numbers.
+    /// Our table as the kernel holds it, without the counters' numbers and without who owns it.
     #[track_caller]
     pub fn table(&self) -> String {
-        self.ok("nft -s list table inet portcullis")
+        let table = self.ok("nft -s list table inet portcullis");
+        let lines = table
+            .lines()
+            .map(|line| line.split(" # progname").next().unwrap_or_default());
+        lines
+            .filter(|line| !line.starts_with("\tflags"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    /// Changes a setting of the image and restarts the daemon.
+    pub fn set(&self, section: &str, setting: &str) {
+        self.ok(&format!(
+            "printf '[{section}]\\n{setting}\\n' > /etc/portcullis/conf.d/test.toml; systemctl restart portcullis"
+        ));
     }
 
     /// The daemon's process id as systemd knows it.

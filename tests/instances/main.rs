@@ -15,12 +15,15 @@
 mod common;
 
 mod boot;
+mod changes;
 mod cluster;
+mod containers;
 mod endpoint;
 mod faults;
 mod lab;
 mod lifecycle;
 mod login;
+mod neighbours;
 mod push;
 mod specs;
 mod users;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use jiff::Timestamp;
 
+use crate::denied::DeniedSample;
 use crate::{FirewallRule, Report, Spec};
 
 /// Longest line on the socket, in bytes: a whole spec fits.
@@ -19,6 +20,11 @@ pub enum Request {
     Status,
     /// The accepted spec.
     Spec,
+    /// Who sent most of the packets that were denied of late.
+    Denied {
+        /// How many sources at most.
+        top: usize,
+    },
     /// Make this spec the accepted one, enforce it, and answer when it is.
     Apply {
         /// The desired state, checked as [`Spec::from_json`] does.
@@ -74,6 +80,11 @@ pub enum Answer {
     Spec {
         /// The spec.
         spec: Option<Box<Spec>>,
+    },
+    /// A sample of denied packets.
+    Denied {
+        /// The sample.
+        sample: DeniedSample,
     },
     /// The spec was accepted; durable and enforced.
     Applied {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod denied;
 pub mod identity;
 pub mod key;
 pub mod report;

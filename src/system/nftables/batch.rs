@@ -37,6 +37,10 @@ pub const TYPE_IFNAME: u32 = 41;
 pub const UDATA_COMMENT: u8 = 0;
 const UDATA_SET_KEY_BYTE_ORDER: u8 = 0;
 
+/// `NFTNL_UDATA_SET_KEYBYTEORDER` of libnftnl, and nft's `BYTEORDER_HOST_ENDIAN`.
+const UDATA_SET_KEYBYTEORDER: u8 = 0;
+const BYTEORDER_HOST_ENDIAN: u32 = 1;
+
 /// Message header of the `inet` family.
 pub fn header(family: NetfilterProtoFamily, resource: u16) -> NetfilterHeader {
     NetfilterHeader::new(family, 0, resource)
@@ -324,6 +328,9 @@ fn new_set(set: &Set, id: u32) -> NfTablesMessage {
         SetAttribute::KeyLen(key_len),
         SetAttribute::Id(id),
     ];
+    if matches!(set.elements, Elements::Interfaces(_)) {
+        attributes.push(SetAttribute::UserData(host_endian()));
+    }
     if let Elements::Addresses(_, addresses) = &set.elements {
         // Sizes the hash table at once. Room is left, since a set of a fixed size takes no more.
         let size = addresses.len().next_power_of_two().max(1 << 16) * 2;
@@ -335,6 +342,12 @@ fn new_set(set: &Set, id: u32) -> NfTablesMessage {
         attributes.push(SetAttribute::UserData(key_byte_order()));
     }
     NfTablesMessage::NewSet(SetMessage { attributes })
+}
+
+/// Without it nft(8) reads names from the wrong end and lists them as empty.
+fn host_endian() -> Vec<u8> {
+    let value = BYTEORDER_HOST_ENDIAN.to_ne_bytes();
+    [&[UDATA_SET_KEYBYTEORDER, 4], value.as_slice()].concat()
 }
 
 type Element = ListAttribute<SetElementAttribute>;
