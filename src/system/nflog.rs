@@ -53,8 +53,8 @@ impl Group {
     /// without a group too, which are others'.
     ///
     /// # Errors
-    /// `EBUSY` if another process is bound to the group, `EPERM` without `CAP_NET_ADMIN`, `EINVAL` from a
-    /// kernel without nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG).
+    /// `EPERM` if another process is bound to the group or `CAP_NET_ADMIN` is missing, `EINVAL` from a kernel
+    /// without nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG).
     pub fn bind(log: Log) -> io::Result<Self> {
         let mut connection = Connection::open(NETLINK_NETFILTER, &[])?;
         // Version 0, the group where other subsystems have a resource's number.

@@ -12,6 +12,7 @@
 )]
 
 mod cluster;
+mod denied;
 mod endpoint;
 mod faults;
 mod lab;
