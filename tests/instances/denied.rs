@@ -16,7 +16,7 @@ const DENIED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e10";
 const FORGED: &str = "00000000000000000000000000000bad";
 
 fn forgery() -> String {
-    format!("MESSAGE=forged\nMESSAGE_ID={FORGED}\nPRIORITY=0\n\x1b[2Jforged\n")
+    format!("MESSAGE=forged\nMESSAGE_ID={FORGED}\nPRIORITY=0\nNOTE=\x1b[2Jforged\n")
 }
 
 fn entries(machine: &Machine, matched: &str) -> Vec<Value> {
