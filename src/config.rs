@@ -29,6 +29,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The owner's word on interfaces.
     pub links: LinkSettings,
+    /// Whether containers are kept from the provider's metadata services.
+    pub metadata_lock: bool,
     /// Whether the table is to be the daemon's own, where the kernel can do that.
     pub exclusive_table: bool,
     /// Whether a sample of denied packets is told in the journal.
@@ -51,6 +53,7 @@ impl Default for Settings {
             state_dir: "/var/lib/portcullis".into(),
             socket: DEFAULT_SOCKET.into(),
             links: LinkSettings::default(),
+            metadata_lock: false,
             exclusive_table: true,
             log_denied: true,
             create_users: false,
@@ -94,6 +97,7 @@ struct RawPaths {
 struct RawFirewall {
     uplinks: Option<BTreeSet<String>>,
     trusted_interfaces: Option<BTreeSet<String>>,
+    metadata_lock: Option<bool>,
     exclusive_table: Option<bool>,
     log_denied: Option<bool>,
 }
@@ -162,6 +166,7 @@ impl Settings {
             &mut new.links.trusted,
             interfaces("firewall.trusted_interfaces", raw.firewall.trusted_interfaces)?,
         );
+        set(&mut new.metadata_lock, raw.firewall.metadata_lock);
         set(&mut new.exclusive_table, raw.firewall.exclusive_table);
         set(&mut new.log_denied, raw.firewall.log_denied);
         set(&mut new.create_users, raw.keys.create_users);

@@ -48,7 +48,7 @@ impl Agent {
                 self.applied(result)
             }
             Request::Confirm { generation } => {
-                let result = self.confirm(generation, caller).await;
+                let result = self.confirm(generation, caller);
                 self.applied(result.map(|()| true))
             }
         }

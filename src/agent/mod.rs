@@ -10,6 +10,7 @@ pub mod denied;
 pub mod events;
 pub mod gate;
 pub mod logins;
+pub mod neighbours;
 pub mod report;
 pub mod state;
 
@@ -27,6 +28,7 @@ use crate::health::push::Delivery;
 use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
+use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, Systemd};
 use crate::system::systemd;
 use denied::Denied;
@@ -37,7 +39,7 @@ use state::{Store, Trial};
 /// What has to be looked at again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// The kernel's table, links and routes.
+    /// The kernel's table, links and routes, and other programs' tables.
     Gate,
     /// systemd's own state.
     Systemd,
@@ -66,6 +68,7 @@ pub struct Agent {
     /// Why the last spec was refused, until one is accepted.
     refused: Option<String>,
     guard: Guard,
+    neighbours: watch::Receiver<Observed<Comparison>>,
     denied: Denied,
     identity: Arc<TlsIdentity>,
     /// Why the TLS key is only in memory, if it is.
@@ -114,8 +117,10 @@ impl Agent {
             },
             keys: Vec::new(),
             tls: not_yet(),
+            conflicts: not_yet(),
             trial_until: None,
         };
+        let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
         let denied = Denied::watch(settings.log_denied);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
         let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
@@ -132,6 +137,7 @@ impl Agent {
             before_trial,
             refused,
             guard,
+            neighbours,
             denied,
             identity: Arc::new(identity),
             identity_lost,
@@ -168,6 +174,11 @@ impl Agent {
         self.guard.watch()
     }
 
+    /// Tells when other programs' tables are seen to drop something else than before.
+    pub fn watch_neighbours(&self) -> watch::Receiver<Observed<Comparison>> {
+        self.neighbours.clone()
+    }
+
     /// The last report.
     pub fn report(&self) -> Option<&Report> {
         self.report.as_deref()
@@ -185,6 +196,7 @@ impl Agent {
         let scopes = self.widened(scopes).await;
         if scopes.contains(&Scope::Gate) {
             self.seen.gate = self.guard.seen();
+            self.seen.conflicts = self.neighbours.borrow().clone();
         }
         if scopes.contains(&Scope::Logins) {
             let mode = Mode::Reconcile {

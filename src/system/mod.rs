@@ -4,6 +4,7 @@
 //! could not.
 
 pub mod accounts;
+pub mod addresses;
 pub mod as_user;
 pub mod callers;
 pub mod clock;
@@ -21,3 +22,4 @@ pub mod ssh_probe;
 pub mod sshd;
 pub mod systemd;
 pub mod watch;
+pub mod xtables;

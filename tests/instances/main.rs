@@ -11,13 +11,20 @@
     reason = "a test may end by panicking"
 )]
 
+#[path = "../common/mod.rs"]
+mod common;
+
+mod boot;
+mod changes;
 mod cluster;
+mod containers;
 mod denied;
 mod endpoint;
 mod faults;
 mod lab;
 mod lifecycle;
 mod login;
+mod neighbours;
 mod push;
 mod specs;
 mod users;

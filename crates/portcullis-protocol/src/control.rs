@@ -2,7 +2,7 @@
 //!
 //! May not live here: the socket, who may use it, what a request does.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use jiff::Timestamp;
 
@@ -27,7 +27,8 @@ pub enum Request {
     },
     /// Make this spec the accepted one, enforce it, and answer when it is.
     Apply {
-        /// The desired state.
+        /// The desired state, checked as [`Spec::from_json`] does.
+        #[serde(deserialize_with = "checked")]
         spec: Box<Spec>,
         /// Seconds within which it has to be confirmed; else what held before holds again.
         #[serde(default)]
@@ -57,6 +58,13 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+}
+
+/// Callers may be other programs than ours: what they send has not been checked.
+fn checked<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<Spec>, D::Error> {
+    let spec = Box::<Spec>::deserialize(deserializer)?;
+    spec.check().map_err(de::Error::custom)?;
+    Ok(spec)
 }
 
 /// What the daemon answers.
@@ -108,4 +116,24 @@ pub enum Refusal {
     NotPermitted,
     /// It could not be done: a stale generation, a full disk (exit code 1).
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_is_checked_whoever_sends_it() {
+        let request = |rest: &str| {
+            let spec = format!(r#"{{"version":1,"generation":1,"instance":{{"id":"i-1"}}{rest}}}"#);
+            serde_json::from_str::<Request>(&format!(r#"{{"request":"apply","spec":{spec}}}"#))
+        };
+        assert!(matches!(request("").unwrap(), Request::Apply { .. }));
+        let twice = r#","cluster":{"id":"c","peers":[{"instance":"p","addresses":["10.0.0.1","10.0.0.1"]}]}"#;
+        let error = request(twice).unwrap_err().to_string();
+        assert!(
+            error.contains("cluster.peers[0].addresses: 10.0.0.1 is already"),
+            "{error}"
+        );
+    }
 }
