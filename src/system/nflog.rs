@@ -49,8 +49,8 @@ impl Group {
     /// Binds to the group of a log, in the network namespace of the calling thread. Each packet is told
     /// at once: the rule limits how many there are.
     ///
-    /// No protocol family is bound (`NFULNL_CFG_CMD_PF_BIND`): that would make this the logger of rules
-    /// without a group too, which are others'.
+    /// No protocol family is bound (`NFULNL_CFG_CMD_PF_BIND`): that would change its default logger
+    /// (`/proc/net/netfilter/nf_log`) for everybody.
     ///
     /// # Errors
     /// `EPERM` if another process is bound to the group or `CAP_NET_ADMIN` is missing, `EINVAL` from a kernel
