@@ -104,6 +104,7 @@ fn nft_lists_it_and_takes_the_listing_back() {
         "policy drop",
         "\"br-1\"",
         "\"docker0\"",
+        "fib daddr oifname @internal.routed",
         "255.255.255.0/24",
     ] {
         assert!(listing.contains(expected), "{expected} is not in\n{listing}");

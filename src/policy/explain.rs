@@ -193,7 +193,7 @@ fn by_rule(verdict: Option<Verdict>, rule: &Rule, spec: Option<&Spec>) -> Explan
             "rules let in to this host, not to its containers' own addresses".to_owned(),
             Requirement::BrevNet1,
         ),
-        Some(("denied", what)) if what.starts_with("spoofed") || what == "invalid" => {
+        Some(("denied", what)) if what.starts_with("spoofed") || matches!(what, "invalid" | "redirect") => {
             (format!("nobody may send this: {what}"), Requirement::BrevNet1)
         }
         Some(("denied", _)) => ("no rule lets it in".to_owned(), Requirement::BrevNet1),

@@ -163,6 +163,13 @@ impl Builder {
                 Some(Drop),
             );
         }
+        // Conntrack counts one among the flow that it quotes; IPv6's are of no flow, and no rule lets them in.
+        let redirect = vec![
+            Match::Family(Family::Ipv4),
+            Match::Protocol(ICMP),
+            Match::IcmpType(5..=5),
+        ];
+        self.counted("denied redirect", redirect, Some(Drop));
     }
 
     /// Answers to flows that began here. A flow that came from outside is judged anew with each of its
