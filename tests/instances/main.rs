@@ -18,6 +18,7 @@ mod boot;
 mod changes;
 mod cluster;
 mod containers;
+mod dhcp;
 mod endpoint;
 mod faults;
 mod lab;
