@@ -149,7 +149,7 @@ fn elements<'a>(ruleset: &'a Ruleset, set: &str) -> Option<&'a Elements> {
 }
 
 fn names(elements: Option<&Elements>, interface: &str) -> bool {
-    matches!(elements, Some(Elements::Interfaces(names)) if names.contains(interface))
+    matches!(elements, Some(Elements::Interfaces(names) | Elements::Outgoing(names)) if names.contains(interface))
 }
 
 fn is_in(elements: Option<&Elements>, address: IpAddr) -> bool {

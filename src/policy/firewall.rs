@@ -21,6 +21,8 @@ use super::ruleset::{
 pub const GATE: &str = "gate";
 /// The set of interfaces that are not filtered.
 pub const INTERNAL: &str = "internal";
+/// The same interfaces, as those that packets are routed to.
+const CONTAINERS: &str = "internal.routed";
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -300,7 +302,8 @@ impl Builder {
     /// of this host here.
     fn containers(&mut self, internal: &BTreeSet<String>) {
         if !internal.is_empty() {
-            let matches = vec![Match::RoutedTo(INTERNAL.to_owned())];
+            self.set(CONTAINERS.to_owned(), Elements::Outgoing(internal.clone()));
+            let matches = vec![Match::RoutedTo(CONTAINERS.to_owned())];
             self.counted("denied container", matches, Some(Verdict::Drop));
         }
     }
