@@ -429,3 +429,25 @@ fn a_listener_answers_queries_from_the_link() {
         }
     }
 }
+
+// Replies of DHCP servers (RFC 2131); tests/instances/dhcp.rs has a real client
+
+#[test]
+fn a_dhcp_server_may_answer_from_an_address_that_was_not_asked() {
+    for (comments, expected) in [(&[][..], true), (&["base dhcp"][..], false)] {
+        let (host, neighbour) = neighbours();
+        shut(&host, &gate_without(comments));
+        let client = host.enter(|| UdpSocket::bind("0.0.0.0:68").unwrap());
+        client.set_read_timeout(Some(NEVER)).unwrap();
+        let answers = |from: &str, to: &str| {
+            let server = neighbour.enter(|| UdpSocket::bind(from).unwrap());
+            server.send_to(b"offer", to).unwrap();
+            client.recv(&mut [0; 16]).is_ok()
+        };
+        assert_eq!(answers("10.9.0.2:67", "10.9.0.1:68"), expected);
+        assert!(
+            !answers("10.9.0.2:4000", "10.9.0.1:68"),
+            "not from a server's port"
+        );
+    }
+}

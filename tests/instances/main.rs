@@ -19,6 +19,7 @@ mod changes;
 mod cluster;
 mod containers;
 mod denied;
+mod dhcp;
 mod endpoint;
 mod faults;
 mod lab;
