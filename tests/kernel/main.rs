@@ -63,6 +63,7 @@ fn a_kernel_without_persist_gets_a_gate_that_nobody_owns() {
 
     guest.ok("daemon");
     guest.ok("apply");
+    guest.ok("ranges");
     each_kind_of_rule_is_there(guest.ok("rules-table"));
     assert_eq!(knocks(&guest, "rules"), [true, false, false, false]);
     for (step, verdict) in [
@@ -72,6 +73,8 @@ fn a_kernel_without_persist_gets_a_gate_that_nobody_owns() {
         ("explain-80-ipv6", "drop"),
         ("explain-interval", "accept"),
         ("explain-peer", "accept"),
+        ("explain-outside", "drop"),
+        ("explain-inside", "accept"),
     ] {
         guest.ok(step);
         assert_eq!(
@@ -80,19 +83,16 @@ fn a_kernel_without_persist_gets_a_gate_that_nobody_owns() {
             "{step}"
         );
     }
-    what_others_change_is_undone(&guest);
+    undone(&guest, &["flush", "delete", "insert", "element"]);
+    assert_eq!(knocks(&guest, "undone"), knocks(&guest, "rules"));
 
     guest.ok("add");
     assert!(guest.is_open("added-80"));
     guest.ok("revoke");
     assert!(!guest.is_open("revoked-80"));
-    guest.ok("denied");
-    let denied: Value = guest.json("denied");
-    let sources = denied["sample"]["sources"].as_array().unwrap();
-    assert!(
-        sources.iter().any(|source| source["source"] == "10.9.0.2/32"),
-        "{denied}"
-    );
+    denied_packets_are_counted(&guest);
+    guest.ok("many");
+    undone(&guest, &["many-flush"]);
     println!("memory of the daemon:\n{}", guest.ok("memory"));
 }
 
@@ -114,9 +114,9 @@ fn each_kind_of_rule_is_there(table: &str) {
     }
 }
 
+/// What others changed while one daemon was there.
 #[track_caller]
-fn what_others_change_is_undone(guest: &Guest) {
-    let changes = ["flush", "delete", "insert", "element", "many-flush"];
+fn undone(guest: &Guest, changes: &[&str]) {
     for (repaired, change) in (1..).zip(changes) {
         guest.ok(change);
         let undone = format!("{change}-undone");
@@ -130,8 +130,27 @@ fn what_others_change_is_undone(guest: &Guest) {
         let by = evidence["changed_by"].as_str().unwrap();
         assert!(by.starts_with("\"nft\""), "{change}: {by}");
     }
-    assert_eq!(knocks(guest, "undone"), knocks(guest, "rules"));
-    guest.ok("many");
+}
+
+/// The sample is told, and the kernel's counters outlive a daemon: the next one does not make the table anew.
+#[track_caller]
+fn denied_packets_are_counted(guest: &Guest) {
+    let tcp = |step: &str| -> u64 {
+        let denied: Value = guest.json(step);
+        let reasons = denied["counted"].as_array().unwrap();
+        let tcp = reasons.iter().find(|counted| counted["reason"] == "tcp");
+        tcp.unwrap()["packets"].as_u64().unwrap()
+    };
+    let before = tcp("count-before");
+    assert!(before > 0);
+    guest.ok("next-daemon");
+    assert!(tcp("count-after") >= before, "counted anew");
+    let sample: Value = guest.json("count-before");
+    let sources = sample["sample"]["sources"].as_array().unwrap();
+    assert!(
+        sources.iter().any(|source| source["source"] == "10.9.0.2/32"),
+        "{sample}"
+    );
 }
 
 /// The trial is durable, and over with the boot: what was accepted before it holds.

@@ -38,6 +38,11 @@ for port in 22 80; do
 done
 try explain-interval explain --from 192.0.2.129 --port 80
 try explain-peer explain --from 10.0.0.3 --port 80
+try explain-outside explain --from 192.0.2.200 --port 80
+# Kernels differ in what they take for an overlap.
+sed 's/"generation": 1/"generation": 2/; s|192.0.2.128/26|192.0.2.128/25|' /guest/rich.json >/tmp/ranges.json
+try ranges agent apply --spec /tmp/ranges.json
+try explain-inside explain --from 192.0.2.200 --port 80
 
 held >/tmp/held
 disturb flush nft flush ruleset
@@ -51,6 +56,12 @@ try added-80 knock 10.9.0.1 80
 try revoke agent firewall revoke web
 try revoked-80 knock 10.9.0.1 80
 
+# The next daemon finds what it wants: counters go on.
+try count-before agent firewall denied --format json
+kill -9 $daemon
+try next-daemon daemon
+try count-after agent firewall denied --format json
+
 peers=$(seq 0 2999 | awk '{
 	printf "%s{\"instance\": \"p%d\", \"addresses\": [\"10.1.%d.%d\"]}", comma, $1, $1 / 256, $1 % 256; comma = ","
 }')
@@ -62,5 +73,4 @@ try many-status agent status --format json
 held >/tmp/held
 disturb many-flush nft flush ruleset
 
-try denied agent firewall denied --format json
 try memory grep -E '^Vm(RSS|HWM)' /proc/$daemon/status
