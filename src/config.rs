@@ -29,8 +29,12 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The owner's word on interfaces.
     pub links: LinkSettings,
+    /// Whether containers are kept from the provider's metadata services.
+    pub metadata_lock: bool,
     /// Whether the table is to be the daemon's own, where the kernel can do that.
     pub exclusive_table: bool,
+    /// Whether a sample of denied packets is told in the journal.
+    pub log_denied: bool,
     /// Whether users that the spec names are created when they are missing.
     pub create_users: bool,
     /// Where the HTTPS endpoint listens.
@@ -49,7 +53,9 @@ impl Default for Settings {
             state_dir: "/var/lib/portcullis".into(),
             socket: DEFAULT_SOCKET.into(),
             links: LinkSettings::default(),
+            metadata_lock: false,
             exclusive_table: true,
+            log_denied: true,
             create_users: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
             report_interval: Duration::from_secs(300),
@@ -91,7 +97,9 @@ struct RawPaths {
 struct RawFirewall {
     uplinks: Option<BTreeSet<String>>,
     trusted_interfaces: Option<BTreeSet<String>>,
+    metadata_lock: Option<bool>,
     exclusive_table: Option<bool>,
+    log_denied: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -158,7 +166,9 @@ impl Settings {
             &mut new.links.trusted,
             interfaces("firewall.trusted_interfaces", raw.firewall.trusted_interfaces)?,
         );
+        set(&mut new.metadata_lock, raw.firewall.metadata_lock);
         set(&mut new.exclusive_table, raw.firewall.exclusive_table);
+        set(&mut new.log_denied, raw.firewall.log_denied);
         set(&mut new.create_users, raw.keys.create_users);
         set(&mut new.listen, raw.health.listen);
         set(

@@ -19,6 +19,8 @@ pub mod id {
     pub const SPEC_ACCEPTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e03";
     /// A spec was refused; nothing changed.
     pub const SPEC_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e04";
+    /// What was accepted says something that may not be meant.
+    pub const SPEC_WARNINGS: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e20";
     /// The kernel took a new ruleset.
     pub const GATE_APPLIED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e05";
     /// Somebody else changed our table, and it was put right.
@@ -39,6 +41,8 @@ pub mod id {
     pub const SPEC_REVERTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0f";
     /// A session ended because what let it in was revoked.
     pub const SESSION_ENDED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0d";
+    /// A packet that no rule let in: one of the sample that is told.
+    pub const DENIED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e10";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }

@@ -147,7 +147,7 @@ fn an_exclusive_table_is_out_of_others_reach_and_can_be_inherited() {
     let host = Namespace::new("owner");
     host.enter(|| {
         let plan = planned(2, &[SSH]);
-        let mut first = Nftables::open_exclusive().unwrap();
+        let mut first = Nftables::open_writer(true).unwrap();
         first.replace(&plan).unwrap();
         assert!(first.is_exclusive(), "this kernel knows owner and persist");
         let held = read(&mut first);
@@ -171,7 +171,7 @@ fn an_exclusive_table_is_out_of_others_reach_and_can_be_inherited() {
             );
         }
         common::run("nft flush ruleset");
-        let mut other = Nftables::open_exclusive().unwrap();
+        let mut other = Nftables::open_writer(true).unwrap();
         assert_eq!(read(&mut other).ruleset, plan);
         assert!(matches!(read(&mut other).owner, Owner::Other(port) if port == first.port()));
         assert!(other.replace(&planned(0, &[])).is_err());

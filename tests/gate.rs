@@ -3,12 +3,14 @@
 
 mod common;
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::Namespace;
 use portcullis::policy::firewall::{Inputs, ruleset};
 use portcullis::policy::links::{LinkSettings, internal};
+use portcullis::policy::metadata;
 use portcullis::policy::ruleset::Ruleset;
 use portcullis::system::links;
 use portcullis::system::nftables::{Error, Nftables};
@@ -60,6 +62,14 @@ fn answers(from: &Namespace, to: &str) -> bool {
     from.enter(move || TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok())
 }
 
+/// Without the gate it answers, once the new links know their neighbours: within 5 s.
+fn until_answers(from: &Namespace, to: &str) {
+    let until = Instant::now() + Duration::from_secs(5);
+    while !answers(from, to) {
+        assert!(Instant::now() < until, "{to} should answer without the gate");
+    }
+}
+
 #[test]
 fn what_is_planned_is_what_the_kernel_holds() {
     let host = Namespace::new("readback");
@@ -79,14 +89,20 @@ fn what_is_planned_is_what_the_kernel_holds() {
 #[test]
 fn nft_lists_it_and_takes_the_listing_back() {
     let host = Namespace::new("listing");
-    let plan = planned(RICH);
+    let internal = ["docker0".to_owned(), "br-1".to_owned()].into();
+    let plan = ruleset(Inputs {
+        spec: Some(&spec(RICH)),
+        internal: &internal,
+        ..Inputs::default()
+    });
     host.enter(|| Nftables::open().unwrap().replace(&plan).unwrap());
     let listing = host.run("nft list table inet portcullis");
     for expected in [
         "comment \"rule ssh\"",
         "10.9.0.3",
         "policy drop",
-        "type ifname",
+        "\"br-1\"",
+        "\"docker0\"",
         "255.255.255.0/24",
     ] {
         assert!(listing.contains(expected), "{expected} is not in\n{listing}");
@@ -181,50 +197,144 @@ fn a_peer_reaches_every_port() {
     assert!(answers(&stranger, "10.9.0.1:4711") && answers(&stranger, "[fd09::1]:4711"));
 }
 
-/// moby#22054: a published port is decided by the port that the outside dials, before DNAT.
+/// A container on a bridge of the host, and a way to it for the stranger, both families.
+fn container(host: &Namespace, stranger: &Namespace) -> Namespace {
+    let container = Namespace::new("container");
+    let (h, c, s) = (host.name(), container.name(), stranger.name());
+    host.connect("port-x", &container, "eth0");
+    common::run(&format!("ip -n {h} link add br-x type bridge"));
+    common::run(&format!("ip -n {h} link set port-x master br-x"));
+    common::run(&format!("ip -n {h} link set br-x up"));
+    for (net, nodad) in [("172.30.0.", ""), ("fd30::", "nodad")] {
+        let length = if nodad.is_empty() { 24 } else { 64 };
+        common::run(&format!("ip -n {h} addr add {net}1/{length} dev br-x {nodad}"));
+        common::run(&format!("ip -n {c} addr add {net}2/{length} dev eth0 {nodad}"));
+        common::run(&format!("ip -n {c} route add default via {net}1"));
+    }
+    common::run(&format!("ip -n {s} route add 172.30.0.0/24 via 10.9.0.1"));
+    common::run(&format!("ip -n {s} route add fd30::/64 via fd09::1"));
+    host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    container
+}
+
+/// The plan of a host with its links as they are.
+fn plan_with_links(host: &Namespace, rest: &str, metadata_lock: bool) -> Ruleset {
+    let links = host.enter(|| links::read().unwrap());
+    ruleset(Inputs {
+        spec: Some(&spec(rest)),
+        internal: &internal(&links, &LinkSettings::default()),
+        metadata_lock,
+        ..Inputs::default()
+    })
+}
+
+/// Puts a plan in place, and reads it back.
+fn put(host: &Namespace, plan: &Ruleset) {
+    host.enter(|| {
+        let mut nftables = Nftables::open().unwrap();
+        nftables.replace(plan).unwrap();
+        assert_eq!(held(&mut nftables).as_ref(), Some(plan));
+    });
+}
+
+/// moby#22054: a published port is decided by the port that the outside dials, before DNAT, and no
+/// rule is for the container's own address.
 #[test]
 fn a_published_port_is_shut_unless_its_outside_port_is_named() {
     let (host, stranger) = world();
-    let container = Namespace::new("container");
-    host.connect("br-x", &container, "eth0");
-    common::run(&format!("ip -n {} addr add 172.30.0.1/24 dev br-x", host.name()));
-    common::run(&format!(
-        "ip -n {} addr add 172.30.0.2/24 dev eth0",
-        container.name()
-    ));
-    common::run(&format!(
-        "ip -n {} route add default via 172.30.0.1",
-        container.name()
-    ));
-    common::run(&format!(
-        "ip -n {} route add 172.30.0.0/24 via 10.9.0.1",
-        stranger.name()
-    ));
-    host.run("sysctl -qw net.ipv4.ip_forward=1");
+    let container = container(&host, &stranger);
     let rules = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(rules.path(), "table ip nat { chain pre { type nat hook prerouting priority -100; tcp dport 8080 dnat to 172.30.0.2:80 ; }; }").unwrap();
+    std::fs::write(
+        rules.path(),
+        "table inet nat { chain pre { type nat hook prerouting priority -100;
+         tcp dport 8080 dnat ip to 172.30.0.2:80 ; tcp dport 8080 dnat ip6 to [fd30::2]:80 ; }; }",
+    )
+    .unwrap();
     host.run(&format!("nft -f {}", rules.path().display()));
-    let _listener = container.enter(|| TcpListener::bind("0.0.0.0:80").unwrap());
-    assert!(answers(&stranger, "10.9.0.1:8080"), "published, no gate");
-    assert!(answers(&stranger, "172.30.0.2:80"), "routed directly, no gate");
-
+    let _listener = container.enter(|| TcpListener::bind("[::]:80").unwrap());
+    // What `explain --to` asks.
+    for (address, interface) in [
+        ("172.30.0.2", Some("br-x")),
+        ("fd30::2", Some("br-x")),
+        ("172.30.0.1", None),
+        ("fd30::1", None),
+        ("10.9.0.2", Some("eth0")),
+        ("203.0.113.1", None),
+    ] {
+        let found = host.enter(|| links::forwarded_to(address.parse().unwrap()).unwrap());
+        assert_eq!(found.as_deref(), interface, "{address}");
+    }
+    let published = ["10.9.0.1:8080", "[fd09::1]:8080"];
+    let routed = ["172.30.0.2:80", "[fd30::2]:80"];
+    for address in published.iter().chain(&routed) {
+        until_answers(&stranger, address);
+    }
     let rule = |port: u16| {
         format!(r#","firewall":{{"ingress":[{{"id":"r","protocol":"tcp","from_port":{port}}}]}}"#)
     };
     // Port 80 is the container's; the outside dials 8080.
-    host.enter(|| Nftables::open().unwrap().replace(&planned("")).unwrap());
-    assert!(!answers(&stranger, "10.9.0.1:8080") && !answers(&stranger, "172.30.0.2:80"));
-    host.enter(|| Nftables::open().unwrap().replace(&planned(&rule(80))).unwrap());
-    assert!(
-        !answers(&stranger, "10.9.0.1:8080"),
-        "a rule for the container's port does not open the outside's"
-    );
-    host.enter(|| Nftables::open().unwrap().replace(&planned(&rule(8080))).unwrap());
-    assert!(answers(&stranger, "10.9.0.1:8080"));
-    assert!(
-        !answers(&stranger, "172.30.0.2:80"),
-        "the container itself stays out of reach"
-    );
+    for (rest, open) in [(String::new(), false), (rule(80), false), (rule(8080), true)] {
+        put(&host, &plan_with_links(&host, &rest, false));
+        for address in published {
+            assert_eq!(answers(&stranger, address), open, "{address}, {rest}");
+        }
+        for address in routed {
+            assert!(!answers(&stranger, address), "{address}, {rest}");
+        }
+    }
+    // Containers still get out, and the host to them.
+    let _outside = stranger.enter(|| TcpListener::bind("[::]:99").unwrap());
+    assert!(answers(&container, "10.9.0.2:99") && answers(&container, "[fd09::2]:99"));
+    assert!(answers(&host, routed[0]) && answers(&host, routed[1]));
+}
+
+/// Containers are refused at once; the host, name look-ups and other addresses are not.
+#[test]
+fn the_metadata_lock_refuses_containers_and_not_the_host() {
+    let (host, outside) = world();
+    let container = container(&host, &outside);
+    for address in metadata::ADDRESSES {
+        let gateway = if address.is_ipv4() { "10.9.0.2" } else { "fd09::2" };
+        common::run(&format!("ip -n {} addr add {address} dev lo", outside.name()));
+        common::run(&format!(
+            "ip -n {} route add {address} via {gateway}",
+            host.name()
+        ));
+    }
+    let _listeners = outside.enter(|| ["[::]:80", "[::]:53"].map(|on| TcpListener::bind(on).unwrap()));
+    for address in metadata::ADDRESSES {
+        let to = SocketAddr::new(address, 80).to_string();
+        until_answers(&container, &to);
+        until_answers(&host, &to);
+    }
+    let dial = |from: &Namespace, port: u16| {
+        let refused = |address| {
+            let to = SocketAddr::new(address, port);
+            let limit = Duration::from_secs(2);
+            from.enter(move || {
+                TcpStream::connect_timeout(&to, limit)
+                    .err()
+                    .map(|error| error.kind())
+            })
+        };
+        metadata::ADDRESSES.map(refused)
+    };
+    for (lock, answer) in [(false, None), (true, Some(ErrorKind::ConnectionRefused))] {
+        put(&host, &plan_with_links(&host, "", lock));
+        assert_eq!(dial(&container, 80), [answer; metadata::ADDRESSES.len()]);
+        assert_eq!(dial(&container, 53), [None; metadata::ADDRESSES.len()], "names");
+        assert_eq!(dial(&host, 80), [None; metadata::ADDRESSES.len()], "the host");
+        assert!(answers(&container, "10.9.0.2:80") && answers(&container, "[fd09::2]:80"));
+    }
+    let listing = host.run("nft list table inet portcullis");
+    for expected in [
+        "elements = { \"br-x\" }",
+        "iifname @internal ip daddr 169.254.169.254",
+        "iifname @internal ip6 daddr fd00:ec2::254",
+        "reject comment \"metadata lock\"",
+    ] {
+        assert!(listing.contains(expected), "{expected} is not in\n{listing}");
+    }
 }
 
 /// CVE-2020-8558: with route_localnet, packets from outside could reach services on 127.0.0.1.

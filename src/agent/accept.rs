@@ -13,6 +13,7 @@ use portcullis_protocol::control::Refusal;
 use portcullis_protocol::spec::MAX_SPEC_BYTES;
 use tracing::{info, warn};
 
+use super::control::Caller;
 use super::state::{StateError, Trial};
 use super::{Agent, Scope};
 use crate::log::id;
@@ -117,6 +118,7 @@ impl Agent {
                 ""
             }
         );
+        log_warnings(&spec);
         if let Some(trial) = trial {
             self.before_trial = self.spec.take();
             self.trial = Some(trial);
@@ -169,12 +171,12 @@ impl Agent {
         self.trial.as_ref().map(Trial::remaining)
     }
 
-    /// Makes the spec on trial the accepted one for good. `caller` is the local process that asks: one of
-    /// an SSH session that is older than the change proves nothing.
+    /// Makes the spec on trial the accepted one for good. A caller over an SSH session, or a connection of
+    /// the control plane, that is older than the change proves nothing.
     ///
     /// # Errors
     /// When no spec of that generation is on trial, or the caller's session is too old.
-    pub async fn confirm(&mut self, generation: u64, caller: Option<i32>) -> Result<(), Refused> {
+    pub fn confirm(&mut self, generation: u64, caller: Caller) -> Result<(), Refused> {
         let Some(trial) = self
             .trial
             .as_ref()
@@ -187,10 +189,13 @@ impl Agent {
             let reason = format!("generation {generation} does not await confirmation; {waiting}");
             return Err((Refusal::Failed, reason));
         };
-        let session = caller.and_then(callers::ssh_session_start);
+        let session = match caller {
+            Caller::Local(process) => process.and_then(callers::ssh_session_start),
+            Caller::Remote { since } => Some(since),
+        };
         if session.is_some_and(|began| began < trial.began) {
-            let reason = "this SSH session is older than the change, so it does not show that a new one works: \
-                          log in anew and confirm there";
+            let reason = "this session is older than the change, so it does not show that a new one works: \
+                          connect anew and confirm there";
             return Err((Refusal::Failed, reason.to_owned()));
         }
         let failed = |error: StateError| (Refusal::Failed, error.to_string());
@@ -245,6 +250,24 @@ pub fn log_refusal(reason: &str) {
         MESSAGE_ID = id::SPEC_REFUSED,
         REASON = reason,
         "a spec was refused, nothing changed: {line}"
+    );
+}
+
+/// One entry, with as many as an operator would read.
+fn log_warnings(spec: &Spec) {
+    const TOLD: usize = 10;
+    let warnings = spec.warnings();
+    if warnings.is_empty() {
+        return;
+    }
+    let told: Vec<String> = warnings.iter().take(TOLD).map(ToString::to_string).collect();
+    let told = told.join("; ");
+    warn!(
+        MESSAGE_ID = id::SPEC_WARNINGS,
+        COUNT = warnings.len(),
+        "{} warnings about generation {}: {told}",
+        warnings.len(),
+        spec.generation
     );
 }
 

@@ -24,6 +24,10 @@ impl Agent {
                 },
                 None => refused(Refusal::Failed, "the first report is not there yet"),
             },
+            Request::Denied { top } => match self.denied.sample(top) {
+                Ok(sample) => Answer::Denied { sample },
+                Err(reason) => refused(Refusal::Failed, reason),
+            },
             Request::Apply {
                 spec,
                 confirm_s,
@@ -44,7 +48,7 @@ impl Agent {
                 self.applied(result)
             }
             Request::Confirm { generation } => {
-                let result = self.confirm(generation, caller).await;
+                let result = self.confirm(generation, caller);
                 self.applied(result.map(|()| true))
             }
         }

@@ -15,8 +15,17 @@ use tokio::sync::{mpsc, oneshot};
 /// Longest time for a caller to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 
-/// The calling process, as the kernel knows it.
-pub type Caller = Option<i32>;
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// A process of this host, if the kernel told which.
+    Local(Option<i32>),
+    /// The control plane.
+    Remote {
+        /// When its connection came, as time since boot.
+        since: Duration,
+    },
+}
 
 /// A request, whose it is, and where its answer goes.
 pub type Call = (Request, Caller, oneshot::Sender<Answer>);
@@ -65,7 +74,7 @@ async fn serve_one(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<
     read.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let answer = match serde_json::from_slice::<Request>(&line) {
         _ if !is_root => refused(Refusal::NotPermitted, "only root may use the control socket"),
-        Ok(request) => ask(request, peer.pid(), &calls).await,
+        Ok(request) => ask(request, Caller::Local(peer.pid()), &calls).await,
         Err(error) => refused(Refusal::BadInput, error.to_string()),
     };
     // Answers have no failing serializers.

@@ -20,7 +20,8 @@ use super::{Agent, Scope, control};
 use crate::config::Settings;
 use crate::health::{push, server};
 use crate::log::id;
-use crate::policy::observation::Gate;
+use crate::policy::conflicts::Comparison;
+use crate::policy::observation::{Gate, Observed};
 use crate::system::systemd;
 use crate::system::watch::{Topic, Watch};
 
@@ -108,6 +109,7 @@ fn tell_systemd(agent: &Agent, started: bool) {
 struct Sources {
     watch: Option<Watch>,
     gate: watch::Receiver<Arc<Gate>>,
+    neighbours: watch::Receiver<Observed<Comparison>>,
     units: mpsc::Receiver<()>,
     calls: mpsc::Receiver<control::Call>,
     /// When logins are looked at because files changed.
@@ -125,7 +127,7 @@ impl Sources {
         let socket = settings.socket.display();
         match control::bind(&settings.socket).await {
             Ok(listener) => {
-                tokio::spawn(control::serve(listener, call_sender));
+                tokio::spawn(control::serve(listener, call_sender.clone()));
             }
             // Two daemons would undo each other's work.
             Err(error) if error.kind() == ErrorKind::AddrInUse => return Err(format!("{socket}: {error}")),
@@ -135,7 +137,8 @@ impl Sources {
         }
         match server::bind(settings.listen).await {
             Ok(listener) => {
-                tokio::spawn(server::serve(listener, agent.published(), agent.identity()));
+                let (published, identity) = (agent.published(), agent.identity());
+                tokio::spawn(server::serve(listener, published, identity, call_sender.clone()));
             }
             Err(error) => {
                 let listen = settings.listen;
@@ -161,6 +164,7 @@ impl Sources {
         Ok(Self {
             watch: open_watch(settings),
             gate: agent.watch_gate(),
+            neighbours: agent.watch_neighbours(),
             units,
             calls,
             logins_due: None,
@@ -235,6 +239,7 @@ impl Sources {
             }
             () = until(self.logins_due) => self.look_at_logins(),
             Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
+            Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
             () = until(trial_ends) => Event::TrialEnds,
             Some(()) = self.units.recv() => {
                 sleep(SETTLE_UNITS).await;

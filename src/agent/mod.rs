@@ -6,9 +6,11 @@
 mod accept;
 mod answer;
 pub mod control;
+pub mod denied;
 pub mod events;
 pub mod gate;
 pub mod logins;
+pub mod neighbours;
 pub mod report;
 pub mod state;
 
@@ -26,8 +28,10 @@ use crate::health::push::Delivery;
 use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
+use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, Systemd};
 use crate::system::systemd;
+use denied::Denied;
 use gate::guard::Guard;
 use logins::Mode;
 use state::{Store, Trial};
@@ -35,7 +39,7 @@ use state::{Store, Trial};
 /// What has to be looked at again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// The kernel's table, links and routes.
+    /// The kernel's table, links and routes, and other programs' tables.
     Gate,
     /// systemd's own state.
     Systemd,
@@ -64,6 +68,8 @@ pub struct Agent {
     /// Why the last spec was refused, until one is accepted.
     refused: Option<String>,
     guard: Guard,
+    neighbours: watch::Receiver<Observed<Comparison>>,
+    denied: Denied,
     identity: Arc<TlsIdentity>,
     /// Why the TLS key is only in memory, if it is.
     identity_lost: Option<String>,
@@ -111,8 +117,11 @@ impl Agent {
             },
             keys: Vec::new(),
             tls: not_yet(),
+            conflicts: not_yet(),
             trial_until: None,
         };
+        let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
+        let denied = Denied::watch(settings.log_denied);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
         let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
         let published = watch::Sender::new(Published {
@@ -128,6 +137,8 @@ impl Agent {
             before_trial,
             refused,
             guard,
+            neighbours,
+            denied,
             identity: Arc::new(identity),
             identity_lost,
             seen,
@@ -163,6 +174,11 @@ impl Agent {
         self.guard.watch()
     }
 
+    /// Tells when other programs' tables are seen to drop something else than before.
+    pub fn watch_neighbours(&self) -> watch::Receiver<Observed<Comparison>> {
+        self.neighbours.clone()
+    }
+
     /// The last report.
     pub fn report(&self) -> Option<&Report> {
         self.report.as_deref()
@@ -180,6 +196,7 @@ impl Agent {
         let scopes = self.widened(scopes).await;
         if scopes.contains(&Scope::Gate) {
             self.seen.gate = self.guard.seen();
+            self.seen.conflicts = self.neighbours.borrow().clone();
         }
         if scopes.contains(&Scope::Logins) {
             let mode = Mode::Reconcile {

@@ -36,7 +36,7 @@ pub struct Trial {
     /// When it is over, as time since boot.
     ends: Duration,
     /// The boot that these times are of.
-    boot_id: String,
+    boot: String,
 }
 
 impl Trial {
@@ -48,7 +48,7 @@ impl Trial {
             began,
             until: now.checked_add(time).unwrap_or(now),
             ends: began + time,
-            boot_id: clock::boot_id().unwrap_or_default(),
+            boot: clock::this_boot().unwrap_or_default(),
         }
     }
 
@@ -58,7 +58,7 @@ impl Trial {
     }
 
     fn is_of_this_boot(&self) -> bool {
-        clock::boot_id().is_ok_and(|id| id == self.boot_id)
+        clock::this_boot().is_ok_and(|boot| boot == self.boot)
     }
 }
 

@@ -55,8 +55,12 @@ pub struct ConfirmArguments {
 }
 
 pub fn run(global: &Global, arguments: &ApplyArguments) -> Result<(), Failure> {
+    let spec = Box::new(read_spec(&arguments.spec.spec)?);
+    for warning in spec.warnings() {
+        eprintln!("portcullis: warning: {warning}");
+    }
     let request = Request::Apply {
-        spec: Box::new(read_spec(&arguments.spec.spec)?),
+        spec,
         confirm_s: arguments.terms.confirm_s(),
         force: arguments.terms.force,
     };

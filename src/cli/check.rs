@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Failure, Global, report, require_root, runtime};
 use crate::agent::gate;
 use crate::agent::logins::{self, Mode};
+use crate::agent::neighbours;
 use crate::agent::report::write;
 use crate::agent::state::Store;
 use crate::health::server;
@@ -33,6 +34,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
             Err(error) => Err(error.to_string()),
         };
         let gate = Arc::new(gate::observe(&settings, spec.as_ref()));
+        let conflicts = neighbours::look(&gate.planned, &settings.links).await;
         let seen = Observations {
             gate,
             trial_until: None,
@@ -40,6 +42,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
             sshd: logins.sshd,
             keys: logins.keys,
             tls,
+            conflicts,
         };
         write(spec.as_ref(), refused.as_deref(), &seen, None)
     });

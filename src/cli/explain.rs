@@ -42,6 +42,7 @@ pub fn run(global: &Global, arguments: &ExplainArguments) -> Result<(), Failure>
         interface: interface(arguments)?,
         source: arguments.from,
         destination: arguments.to,
+        outgoing: outgoing(arguments)?,
         protocol,
         source_port: None,
         port: arguments.port,
@@ -100,6 +101,13 @@ fn interface(arguments: &ExplainArguments) -> Result<String, Failure> {
     uplink.map(|link| link.name).ok_or_else(|| {
         Failure::BadInput("no interface has a default route: say which one with --interface".to_owned())
     })
+}
+
+/// A destination that is no address of this host would be forwarded.
+fn outgoing(arguments: &ExplainArguments) -> Result<Option<String>, Failure> {
+    let found = arguments.to.map(links::forwarded_to).transpose();
+    let failed = |error| Failure::Failed(format!("the route can't be looked up: {error}"));
+    found.map(Option::flatten).map_err(failed)
 }
 
 fn text(packet: &Packet, explanation: &Explanation) -> String {

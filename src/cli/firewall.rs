@@ -10,6 +10,7 @@ use portcullis_protocol::{FirewallRule, PortRange, Protocol, RuleId, SourceRange
 use serde_json::json;
 
 use super::apply::{TermsArguments, change};
+use super::denied::{self, DeniedArguments};
 use super::status::{ask, unexpected};
 use super::{Failure, Format, Global, print, print_json, require_root, runtime};
 use crate::system::nftables::{Count, Nftables};
@@ -26,6 +27,9 @@ pub enum FirewallCommand {
     /// Let something in no longer; sessions that it let in end at once.
     #[command(after_help = "Example:\n  portcullis firewall revoke web")]
     Revoke(RevokeArguments),
+    /// Show how many packets were denied and why, and who sent most of them.
+    #[command(after_help = "Example:\n  portcullis firewall denied --top 3")]
+    Denied(DeniedArguments),
 }
 
 #[derive(Args, Debug)]
@@ -67,6 +71,7 @@ pub fn run(global: &Global, command: &FirewallCommand) -> Result<(), Failure> {
             };
             change(global, "revoking a rule", &request)
         }
+        FirewallCommand::Denied(arguments) => denied::run(global, arguments),
     }
 }
 

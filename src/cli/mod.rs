@@ -4,6 +4,7 @@
 
 mod apply;
 mod check;
+mod denied;
 mod explain;
 mod firewall;
 mod lockdown;

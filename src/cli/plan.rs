@@ -25,6 +25,7 @@ pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
     match global.format {
         Format::Json => print_json(&json!({
             "generation": spec.generation,
+            "warnings": spec.warnings().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "ruleset": &*gate.planned,
             "nft": gate.planned.to_string(),
             "firewall_changes": changes,
@@ -52,6 +53,12 @@ fn text(spec: &Spec, gate: &Gate, held: &Ruleset, changes: &[String], keys: &[Ke
     )];
     lines.push(gate.planned.to_string());
     lines.push(String::new());
+    let warnings = spec.warnings();
+    if !warnings.is_empty() {
+        lines.push("# Warnings".to_owned());
+        lines.extend(warnings.iter().map(ToString::to_string));
+        lines.push(String::new());
+    }
     match &gate.held {
         Err(reason) => lines.push(format!("# What the kernel holds now can't be read: {reason}")),
         Ok(None) => lines.push("# The kernel holds no table yet: all of it is new.".to_owned()),

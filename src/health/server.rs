@@ -1,21 +1,22 @@
 //! The HTTPS endpoint: `/livez`, `/readyz`, `/v1/identity` for whoever the gate lets reach it,
-//! `/v1/health` for callers with a certificate of the control plane's authority.
+//! `/v1/health` and `/v1/confirm` for callers with a certificate of the control plane's authority.
 //!
 //! Strangers can talk to this: every connection has limits on time, size and number.
-//! May not live here: anything that changes the instance.
+//! May not live here: changing the instance; the agent is asked to.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Extension, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use portcullis_protocol::control::{Answer, Request};
 use portcullis_protocol::{Report, Secret};
 use rustls::ServerConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -24,11 +25,13 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::agent::control::{Call, Caller as Asker};
 use crate::identity::TlsIdentity;
 use crate::policy::observation::{Observed, Tls};
+use crate::system::clock;
 
 /// Connections served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 128;
@@ -56,13 +59,17 @@ enum Caller {
     /// Anybody that the gate lets through.
     Anybody,
     /// The holder of a certificate of the control plane's authority.
-    ControlPlane,
+    ControlPlane {
+        /// When the connection came, as time since boot.
+        since: Duration,
+    },
 }
 
 #[derive(Clone)]
 struct Shared {
     published: watch::Receiver<Published>,
     identity: Arc<TlsIdentity>,
+    agent: mpsc::Sender<Call>,
 }
 
 /// Binds the endpoint's port; IPv4 only where the kernel has no IPv6.
@@ -82,11 +89,17 @@ pub async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until the task is dropped.
-pub async fn serve(listener: TcpListener, published: watch::Receiver<Published>, identity: Arc<TlsIdentity>) {
+pub async fn serve(
+    listener: TcpListener,
+    published: watch::Receiver<Published>,
+    identity: Arc<TlsIdentity>,
+    agent: mpsc::Sender<Call>,
+) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let router = router(Shared {
         published: published.clone(),
         identity,
+        agent,
     });
     loop {
         // The semaphore is never closed.
@@ -109,6 +122,7 @@ pub async fn serve(listener: TcpListener, published: watch::Receiver<Published>,
 }
 
 async fn serve_one(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
+    let since = clock::since_boot();
     let handshake = tokio::time::timeout(HEADER_TIME, acceptor.accept(stream)).await;
     let Ok(Ok(stream)) = handshake else { return };
     // rustls gives certificates only after it verified them against the spec's authority.
@@ -118,7 +132,7 @@ async fn serve_one(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
         .peer_certificates()
         .is_some_and(|chain| !chain.is_empty());
     let caller = if verified {
-        Caller::ControlPlane
+        Caller::ControlPlane { since }
     } else {
         Caller::Anybody
     };
@@ -137,6 +151,7 @@ fn router(shared: Shared) -> Router {
         .route("/readyz", get(readyz))
         .route("/v1/health", get(health))
         .route("/v1/identity", get(identity))
+        .route("/v1/confirm/{generation}", post(confirm))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             problem(
@@ -175,11 +190,8 @@ async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) 
 }
 
 async fn health(State(shared): State<Shared>, Extension(caller): Extension<Caller>) -> Response {
-    if caller != Caller::ControlPlane {
-        return problem(
-            StatusCode::FORBIDDEN,
-            "a client certificate of the control plane is needed",
-        );
+    if caller == Caller::Anybody {
+        return not_the_control_plane();
     }
     let report = shared.published.borrow().report.clone();
     match report {
@@ -189,6 +201,37 @@ async fn health(State(shared): State<Shared>, Extension(caller): Extension<Calle
             "the first report is not there yet",
         ),
     }
+}
+
+/// Keeps the spec on trial: that this call came shows that the control plane still gets in, provided that
+/// its connection is newer than the change.
+async fn confirm(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(generation): Path<String>,
+) -> Response {
+    let Caller::ControlPlane { since } = caller else {
+        return not_the_control_plane();
+    };
+    let Ok(generation) = generation.parse() else {
+        return problem(StatusCode::BAD_REQUEST, "a generation is a number");
+    };
+    let (sender, answer) = oneshot::channel();
+    let call = (Request::Confirm { generation }, Asker::Remote { since }, sender);
+    let sent = shared.agent.send(call).await.is_ok();
+    match answer.await {
+        Ok(Answer::Applied { generation, .. }) => Json(json!({"generation": generation})).into_response(),
+        Ok(Answer::Refused { message, .. }) => problem(StatusCode::CONFLICT, &message),
+        _ if sent => problem(StatusCode::INTERNAL_SERVER_ERROR, "there was no answer"),
+        _ => problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping"),
+    }
+}
+
+fn not_the_control_plane() -> Response {
+    problem(
+        StatusCode::FORBIDDEN,
+        "a client certificate of the control plane is needed",
+    )
 }
 
 #[derive(Deserialize)]

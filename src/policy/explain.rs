@@ -27,6 +27,8 @@ pub struct Packet {
     pub source: IpAddr,
     /// Its destination; none: an address of this host that is not loopback.
     pub destination: Option<IpAddr>,
+    /// The interface that the destination is routed to; none: it is an address of this host.
+    pub outgoing: Option<String>,
     /// IP protocol number.
     pub protocol: u8,
     /// Source port, if that matters.
@@ -118,10 +120,11 @@ fn fits(ruleset: &Ruleset, rule: &Rule, packet: &Packet) -> Fit {
 fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
     match condition {
         Match::Interface(name) => packet.interface == *name,
-        Match::InterfaceIn(set) => match elements(ruleset, set) {
-            Some(Elements::Interfaces(names)) => names.contains(&packet.interface),
-            _ => false,
-        },
+        Match::InterfaceIn(set) => names(elements(ruleset, set), &packet.interface),
+        Match::RoutedTo(set) => packet
+            .outgoing
+            .as_ref()
+            .is_some_and(|name| names(elements(ruleset, set), name)),
         Match::Family(family) => Family::of(packet.source) == *family,
         Match::Protocol(number) => packet.protocol == *number,
         Match::Conntrack(state) => packet.conntrack == Some(*state),
@@ -143,6 +146,10 @@ fn holds(ruleset: &Ruleset, condition: &Match, packet: &Packet) -> bool {
 
 fn elements<'a>(ruleset: &'a Ruleset, set: &str) -> Option<&'a Elements> {
     ruleset.set(set).map(|set| &set.elements)
+}
+
+fn names(elements: Option<&Elements>, interface: &str) -> bool {
+    matches!(elements, Some(Elements::Interfaces(names)) if names.contains(interface))
 }
 
 fn is_in(elements: Option<&Elements>, address: IpAddr) -> bool {
@@ -178,6 +185,14 @@ fn by_rule(verdict: Option<Verdict>, rule: &Rule, spec: Option<&Spec>) -> Explan
             "a session that is older than the gate".to_owned(),
             Requirement::BrevSsh4,
         ),
+        Some(("metadata", _)) => (
+            "the metadata lock (firewall.metadata_lock)".to_owned(),
+            Requirement::BrevNet3,
+        ),
+        Some(("denied", "container")) => (
+            "rules let in to this host, not to its containers' own addresses".to_owned(),
+            Requirement::BrevNet1,
+        ),
         Some(("denied", what)) if what.starts_with("spoofed") || what == "invalid" => {
             (format!("nobody may send this: {what}"), Requirement::BrevNet1)
         }
@@ -211,6 +226,7 @@ mod tests {
             interface: "eth0".into(),
             source: from.parse().unwrap(),
             destination: None,
+            outgoing: None,
             protocol: 6,
             source_port: None,
             port: Some(port),
@@ -227,6 +243,7 @@ mod tests {
         let rules = ruleset(Inputs {
             spec: Some(&spec),
             internal: &internal,
+            metadata_lock: true,
             ..Inputs::default()
         });
         explain(&rules, packet, Some(&spec))
@@ -279,6 +296,33 @@ mod tests {
                 },
                 Verdict::Accept,
                 "what every host needs: internal",
+            ),
+            (
+                Packet {
+                    interface: "docker0".into(),
+                    destination: Some("169.254.169.254".parse().unwrap()),
+                    ..tcp("172.17.0.2", 80)
+                },
+                Verdict::Reject,
+                "the metadata lock",
+            ),
+            (
+                Packet {
+                    interface: "docker0".into(),
+                    destination: Some("169.254.169.254".parse().unwrap()),
+                    ..tcp("172.17.0.2", 53)
+                },
+                Verdict::Accept,
+                "what every host needs: internal",
+            ),
+            (
+                Packet {
+                    destination: Some("172.17.0.2".parse().unwrap()),
+                    outgoing: Some("docker0".into()),
+                    ..tcp("203.0.113.1", 22)
+                },
+                Verdict::Drop,
+                "not to its containers",
             ),
             (
                 Packet {

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portcullis_protocol::{FirewallRule, PortRange, Protocol, SourceRange, Spec};
 
+use super::metadata;
 use super::ruleset::{
     Chain, Conntrack, Elements, Family, Hook, Log, Match, PREROUTING, PRIORITY_MANGLE, Rule, Ruleset, Set,
     Verdict,
@@ -55,6 +56,8 @@ pub struct Inputs<'a> {
     pub internal: &'a BTreeSet<String>,
     /// The port of the HTTPS endpoint, for the control plane.
     pub health_port: u16,
+    /// Whether containers are kept from the provider's metadata services.
+    pub metadata_lock: bool,
     /// Hosts with TCP sessions that are older than the gate, which goes on letting them in.
     pub kept: &'a BTreeSet<IpAddr>,
 }
@@ -68,6 +71,7 @@ impl Default for Inputs<'_> {
             spec: None,
             internal: &NO_NAMES,
             health_port: 7443,
+            metadata_lock: false,
             kept: &NO_ADDRESSES,
         }
     }
@@ -78,7 +82,7 @@ impl Default for Inputs<'_> {
 pub fn ruleset(inputs: Inputs<'_>) -> Ruleset {
     let mut builder = Builder::default();
     builder.set(INTERNAL.to_owned(), Elements::Interfaces(inputs.internal.clone()));
-    builder.this_host();
+    builder.this_host(inputs);
     builder.known_flows(inputs.kept);
     builder.peers(inputs.spec);
     builder.icmp_errors();
@@ -90,6 +94,7 @@ pub fn ruleset(inputs: Inputs<'_>) -> Ruleset {
         Some(Verdict::Drop),
     );
     if let Some(spec) = inputs.spec {
+        builder.containers(inputs.internal);
         builder.control_plane(spec, inputs.health_port);
         for rule in &spec.firewall.ingress {
             builder.ingress(rule);
@@ -131,9 +136,13 @@ impl Builder {
 
     /// What comes from this host itself, and what only pretends to: that is dropped before anything
     /// from outside is accepted (CVE-2020-8558).
-    fn this_host(&mut self) {
+    fn this_host(&mut self, inputs: Inputs<'_>) {
         use Verdict::{Accept, Drop};
         self.rule("base loopback", vec![Match::Interface("lo".to_owned())], Accept);
+        // Without containers nothing more than the base is asked of the kernel.
+        if inputs.metadata_lock && !inputs.internal.is_empty() {
+            self.rules.extend(metadata::rules(INTERNAL));
+        }
         self.rule(
             "base internal",
             vec![Match::InterfaceIn(INTERNAL.to_owned())],
@@ -279,6 +288,16 @@ impl Builder {
         }
     }
 
+    /// Rules name ports of this host. Whoever has a route to a container dials the container's own ports,
+    /// and a rule for 22 would open all of theirs (moby#22054). What is published still has an address
+    /// of this host here.
+    fn containers(&mut self, internal: &BTreeSet<String>) {
+        if !internal.is_empty() {
+            let matches = vec![Match::RoutedTo(INTERNAL.to_owned())];
+            self.counted("denied container", matches, Some(Verdict::Drop));
+        }
+    }
+
     fn control_plane(&mut self, spec: &Spec, port: u16) {
         let sources = spec
             .control_plane
@@ -415,123 +434,4 @@ fn link_local6() -> IpNet {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rules_for(rest: &str) -> Ruleset {
-        let json = format!(r#"{{"version":1,"generation":1,"instance":{{"id":"i-1"}}{rest}}}"#);
-        let spec = Spec::from_json(json.as_bytes()).unwrap();
-        ruleset(Inputs {
-            spec: Some(&spec),
-            ..Inputs::default()
-        })
-    }
-
-    fn lines(ruleset: &Ruleset, comment: &str) -> Vec<String> {
-        let rules = &ruleset.chain(GATE).unwrap().rules;
-        rules
-            .iter()
-            .filter(|r| r.comment == comment)
-            .map(ToString::to_string)
-            .collect()
-    }
-
-    #[test]
-    fn without_a_spec_nothing_but_the_base_is_there() {
-        let none = ruleset(Inputs::default());
-        let gate = none.chain(GATE).unwrap();
-        assert_eq!(gate.hook.as_ref().unwrap().policy, Verdict::Drop);
-        let unexpected: Vec<_> = gate
-            .rules
-            .iter()
-            .filter(|r| {
-                r.verdict == Some(Verdict::Accept)
-                    && !r.comment.starts_with("base ")
-                    && !r.comment.starts_with("peers ")
-            })
-            .collect();
-        assert!(unexpected.is_empty(), "{unexpected:?}");
-        assert!(none.set("peers4").unwrap().elements.is_empty());
-    }
-
-    #[test]
-    fn both_families_open_is_one_rule() {
-        let rules = rules_for(
-            r#","firewall":{"ingress":[{"id":"ssh","protocol":"tcp","from_port":22,"ip_ranges":["0.0.0.0/0","::/0"]}]}"#,
-        );
-        assert_eq!(
-            lines(&rules, "rule ssh"),
-            ["meta l4proto tcp th dport 22 counter accept comment \"rule ssh\""]
-        );
-    }
-
-    #[test]
-    fn one_family_open_leaves_the_other_shut() {
-        let rules = rules_for(
-            r#","firewall":{"ingress":[{"id":"w","from_port":80,"to_port":90,"ip_ranges":["0.0.0.0/0"]}]}"#,
-        );
-        assert_eq!(
-            lines(&rules, "rule w"),
-            [
-                "meta nfproto ipv4 meta l4proto tcp th dport 80-90 counter accept comment \"rule w\"",
-                "meta nfproto ipv4 meta l4proto udp th dport 80-90 counter accept comment \"rule w\"",
-            ]
-        );
-    }
-
-    #[test]
-    fn several_sources_share_a_set_and_one_needs_none() {
-        let rules = rules_for(
-            r#","firewall":{"ingress":[{"id":"w","protocol":"tcp","from_port":80,
-               "ip_ranges":["10.0.0.0/8","192.0.2.7","2001:db8::/32"]}]}"#,
-        );
-        assert_eq!(rules.set("rule.w.4").unwrap().elements.len(), 2);
-        assert!(rules.set("rule.w.6").is_none());
-        assert_eq!(
-            lines(&rules, "rule w"),
-            [
-                "meta nfproto ipv4 ip saddr @rule.w.4 meta l4proto tcp th dport 80 counter accept comment \"rule w\"",
-                "meta nfproto ipv6 ip6 saddr 2001:db8::/32 meta l4proto tcp th dport 80 counter accept comment \"rule w\"",
-            ]
-        );
-    }
-
-    #[test]
-    fn peers_go_into_sets_and_never_make_rules() {
-        let peers: Vec<String> = (0..500u32)
-            .map(|i| {
-                format!(
-                    r#"{{"instance":"p{i}","addresses":["10.1.{}.{}","fd00::{i:x}:1"]}}"#,
-                    i / 250,
-                    i % 250 + 1
-                )
-            })
-            .collect();
-        let with = rules_for(&format!(
-            r#","cluster":{{"id":"c","peers":[{}]}}"#,
-            peers.join(",")
-        ));
-        assert_eq!(with.set("peers4").unwrap().elements.len(), 500);
-        assert_eq!(with.set("peers6").unwrap().elements.len(), 500);
-        assert_eq!(with.chains[0].rules.len(), rules_for("").chains[0].rules.len());
-    }
-
-    #[test]
-    fn echo_needs_a_rule() {
-        assert!(lines(&rules_for(""), "rule ping").is_empty());
-        let rules = rules_for(r#","firewall":{"ingress":[{"id":"ping","protocol":"icmp"}]}"#);
-        assert_eq!(lines(&rules, "rule ping").len(), 2);
-    }
-
-    #[test]
-    fn the_control_plane_reaches_only_its_port() {
-        let rules = rules_for(r#","control_plane":{"sources":["192.0.2.0/24"]}"#);
-        assert_eq!(
-            lines(&rules, "control plane"),
-            [
-                "meta nfproto ipv4 ip saddr 192.0.2.0/24 meta l4proto tcp th dport 7443 counter accept comment \"control plane\""
-            ]
-        );
-        assert!(lines(&rules_for(r#","control_plane":{}"#), "control plane").is_empty());
-    }
-}
+mod tests;

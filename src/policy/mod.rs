@@ -5,12 +5,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod conflicts;
 pub mod danger;
+pub mod denied;
 pub mod explain;
 pub mod firewall;
+pub mod foreign;
 pub mod key_path;
 pub mod keys;
 pub mod links;
+pub mod metadata;
 pub mod observation;
 pub mod readiness;
 pub mod ruleset;

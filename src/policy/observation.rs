@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use portcullis_protocol::report::HostKey;
 use portcullis_protocol::{PublicKey, UserName};
 
+use super::conflicts::Comparison;
 use super::ruleset::Ruleset;
 
 /// Something that was looked at, or why it could not be.
@@ -169,4 +170,6 @@ pub struct Observations {
     pub keys: Vec<KeyState>,
     /// Our own endpoint.
     pub tls: Observed<Tls>,
+    /// What the gate lets in, against other programs' tables.
+    pub conflicts: Observed<Comparison>,
 }

@@ -188,6 +188,8 @@ pub enum Verdict {
     Accept,
     /// End it.
     Drop,
+    /// End it, and tell the sender at once: ICMP port unreachable (RFC 792, RFC 4443). Not for policies.
+    Reject,
 }
 
 /// One rule.
@@ -246,6 +248,8 @@ pub enum Match {
     SourceIn(Family, String),
     /// Its destination is in this network.
     Destination(IpNet),
+    /// Would be forwarded to an interface of this set, as its destination stands now.
+    RoutedTo(String),
     /// Its source port (of a protocol with ports).
     SourcePort(PortRange),
     /// Its destination port, as the sender dialled it.

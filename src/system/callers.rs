@@ -24,6 +24,11 @@ pub fn ssh_session_start(pid: i32) -> Option<Duration> {
     None
 }
 
+/// When a process began, as time since boot; `None` if there is none.
+pub fn began(pid: i32) -> Option<Duration> {
+    Some(Process::read(pid)?.began)
+}
+
 struct Process {
     name: String,
     parent: i32,

@@ -24,6 +24,8 @@ const RTM_GETROUTE: u16 = 26;
 const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
 const ROUTE_HEADER: usize = 12;
+/// Where `rtm_type` is in it.
+const ROUTE_TYPE: usize = 7;
 /// Attributes (linux/if_link.h, linux/rtnetlink.h).
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
@@ -34,7 +36,7 @@ const RTA_OIF: u16 = 4;
 const RTA_MULTIPATH: u16 = 9;
 /// Length of `struct rtnexthop`.
 const NEXT_HOP_HEADER: usize = 8;
-/// `AF_INET`; everything else that has routes is IPv6.
+/// Address families (linux/socket.h); everything else than `AF_INET` that has routes is IPv6.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// `RT_TABLE_LOCAL`: the kernel's own table of local addresses.
@@ -70,6 +72,22 @@ pub fn read() -> io::Result<Vec<Link>> {
 /// # Errors
 /// When there is no route to it.
 pub fn interface_to(address: IpAddr) -> io::Result<Option<String>> {
+    route_to(address, |_| true)
+}
+
+/// The interface that packets to an address would be forwarded to; none for an address of this host, and
+/// for one that no route leads to.
+///
+/// # Errors
+/// When netlink can't be used or read.
+pub fn forwarded_to(address: IpAddr) -> io::Result<Option<String>> {
+    match route_to(address, |route| route.get(ROUTE_TYPE) == Some(&UNICAST)) {
+        Err(error) if error.kind() == io::ErrorKind::NetworkUnreachable => Ok(None),
+        answer => answer,
+    }
+}
+
+fn route_to(address: IpAddr, counts: impl Fn(&[u8]) -> bool) -> io::Result<Option<String>> {
     let mut connection = Connection::open(NETLINK_ROUTE, &[])?;
     let (family, octets) = match address {
         IpAddr::V4(v4) => (AF_INET, v4.octets().to_vec()),
@@ -83,7 +101,11 @@ pub fn interface_to(address: IpAddr) -> io::Result<Option<String>> {
     question.extend(RTA_DST.to_ne_bytes());
     question.extend(octets);
     let answers = connection.get(&RawMessage::new(RTM_GETROUTE, question))?;
-    let index = answers.iter().find_map(|answer| outgoing(answer.payload()).pop());
+    let mut routes = answers
+        .iter()
+        .map(RawMessage::payload)
+        .filter(|route| counts(route));
+    let index = routes.find_map(|route| outgoing(route).pop());
     let mut links = connection
         .dump(&RawMessage::new(RTM_GETLINK, vec![0; LINK_HEADER]))?
         .into_iter();

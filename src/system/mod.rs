@@ -4,6 +4,7 @@
 //! could not.
 
 pub mod accounts;
+pub mod addresses;
 pub mod as_user;
 pub mod callers;
 pub mod clock;
@@ -14,9 +15,11 @@ pub mod host;
 pub mod key_files;
 pub mod links;
 pub mod netlink;
+pub mod nflog;
 pub mod nftables;
 pub mod sockets;
 pub mod ssh_probe;
 pub mod sshd;
 pub mod systemd;
 pub mod watch;
+pub mod xtables;

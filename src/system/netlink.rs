@@ -3,6 +3,7 @@
 //! May not live here: what messages mean.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{
@@ -116,6 +117,37 @@ impl Connection {
             io::ErrorKind::Interrupted,
             "what was dumped kept changing",
         ))
+    }
+
+    /// Asks for a dump and hands over its messages one by one, until `take` breaks off; then the rest
+    /// is still on its way, and the connection is of no more use.
+    ///
+    /// # Errors
+    /// The kernel's errno; `Interrupted` when what was dumped changed meanwhile.
+    pub fn each(
+        &mut self,
+        message: &RawMessage,
+        mut take: impl FnMut(&RawMessage) -> ControlFlow<()>,
+    ) -> io::Result<()> {
+        let sequence = self.next_sequence();
+        self.socket
+            .send(&encode(message.clone(), sequence, NLM_F_REQUEST | NLM_F_DUMP), 0)?;
+        loop {
+            for answer in self.receive::<RawMessage>(0)? {
+                if answer.header.sequence_number != sequence {
+                    continue;
+                }
+                if answer.header.flags & NLM_F_DUMP_INTR != 0 {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(inner) if take(&inner).is_break() => return Ok(()),
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                    NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(()),
+                    _ => {}
+                }
+            }
+        }
     }
 
     /// Asks one question and gives the answers to it.

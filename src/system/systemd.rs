@@ -190,6 +190,11 @@ pub fn keep(name: &str, descriptor: BorrowedFd<'_>) {
     }
 }
 
+/// Asks systemd to let go of what it keeps under this name.
+pub fn keep_no_longer(name: &str) {
+    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+}
+
 fn loaded(rows: Vec<UnitRow>) -> Vec<Unit> {
     let mut units: Vec<Unit> = rows
         .into_iter()

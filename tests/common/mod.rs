@@ -1,9 +1,15 @@
 //! What tests share: network namespaces that end with their test.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod daemon;
+pub mod knock;
+pub mod packets;
+
+use std::fmt::Debug;
 use std::fs::File;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Fails, never skips: a test that did not run proves nothing.
 pub fn require_root() {
@@ -29,6 +35,24 @@ pub fn run(line: &str) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Asks until it is so; fails with the last answer when it is not so within the limit.
+///
+/// # Panics
+/// Then.
+#[track_caller]
+pub fn eventually<T, E: Debug>(limit: Duration, what: &str, mut look: impl FnMut() -> Result<T, E>) -> T {
+    let start = Instant::now();
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(last) if start.elapsed() > limit => {
+                panic!("not within {limit:?}: {what}; last seen: {last:?}")
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
 }
 
 /// A network namespace of its own, removed when dropped.

@@ -2,7 +2,7 @@
 //!
 //! May not live here: what a report says.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -278,4 +278,67 @@ fn slow_client(lab: &Lab, address: &SocketAddr) -> std::process::Child {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     command.spawn().unwrap()
+}
+
+/// A connection from before the change shows nothing about whether one gets in after it.
+#[test]
+fn the_control_plane_confirms_a_change_over_a_connection_that_is_newer() {
+    let lab = Lab::new();
+    let machine = lab.launch();
+    let beside = lab.provider.network().path();
+    let certificate = files(&lab, "right", &lab.provider.client_certificate().unwrap());
+    let address = format!("{}:{AGENT_PORT}", machine.v4());
+    let mut old = inside(&beside, "openssl")
+        .args(["s_client", "-quiet", "-connect", &address])
+        .args([
+            "-cert",
+            certificate[0].to_str().unwrap(),
+            "-key",
+            certificate[1].to_str().unwrap(),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut ask, mut answers) = (
+        old.stdin.take().unwrap(),
+        BufReader::new(old.stdout.take().unwrap()),
+    );
+    let mut status = |request: &str| {
+        write!(ask, "{request} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        loop {
+            let mut line = String::new();
+            assert!(answers.read_line(&mut line).unwrap() > 0, "it hung up");
+            // A body before it may have no line end.
+            if let Some((_, status)) = line.split_once("HTTP/1.1 ") {
+                return status[..3].to_owned();
+            }
+        }
+    };
+    assert_eq!(
+        status("GET /livez"),
+        "200",
+        "the old connection is there before the change"
+    );
+    let spec = machine.next(|spec| spec.firewall.ingress.push(allow("9000/tcp")));
+    let applied = machine.run_with("portcullis apply --spec - --confirm 60s", &spec.to_json());
+    assert!(applied.success(), "{applied:?}");
+    let path = format!("/v1/confirm/{}", spec.generation);
+    assert_eq!(status(&format!("POST {path}")), "409", "over the old connection");
+    old.kill().unwrap();
+    old.wait().unwrap();
+
+    let post = |path: &str, options: &[&str]| {
+        let options: Vec<&str> = ["-X", "POST"].iter().chain(options).copied().collect();
+        curl(&beside, &machine, path, &options).unwrap().status
+    };
+    let with = with_certificate(&certificate);
+    assert_eq!(post(&path, &[]), 403, "without a certificate");
+    assert_eq!(post("/v1/confirm/99", &with), 409);
+    assert_eq!(post("/v1/confirm/soon", &with), 400);
+    machine.ok("test -e /var/lib/portcullis/trial.json");
+    assert_eq!(post(&path, &with), 200);
+    machine.ok("! test -e /var/lib/portcullis/trial.json");
+    assert_eq!(post(&path, &with), 409, "once is enough");
 }

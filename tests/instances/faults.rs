@@ -50,10 +50,58 @@ fn a_killed_daemon_leaves_the_gate_and_comes_back() {
     holds(&machine, &stranger);
 }
 
+/// Where the kernel knows owner and persist: others' changes fail, their flushes pass it by, also in the
+/// second between a crash and the next start.
+#[test]
+fn the_gate_is_out_of_others_reach_while_the_daemon_is_up_or_comes_back() {
+    let lab = Lab::new();
+    let (machine, stranger) = instance_that_listens(&lab);
+    let table = machine.table();
+    for change in [
+        "nft delete table inet portcullis",
+        "nft insert rule inet portcullis gate accept",
+        "nft flush chain inet portcullis gate",
+    ] {
+        let output = machine.run(change);
+        assert!(
+            output.stderr.contains("Operation not permitted"),
+            "{change}: {output:?}"
+        );
+    }
+    machine.ok("nft flush ruleset");
+    assert_eq!(machine.table(), table);
+    holds(&machine, &stranger);
+    // Flushed all the time from the crash until the next daemon is up; each time it is there.
+    let survived = machine.ok(
+        "pid=$(systemctl show -P MainPID portcullis); kill -9 $pid; flushes=0
+         until new=$(systemctl show -P MainPID portcullis); [ $new != 0 ] && [ $new != $pid ] \\
+               && [ \"$(systemctl is-active portcullis)\" = active ]; do
+             nft flush ruleset && nft list table inet portcullis > /dev/null && flushes=$((flushes + 1)) || exit 1
+         done
+         echo $flushes",
+    );
+    assert!(survived.parse::<u32>().unwrap() > 3, "{survived}");
+    machine.until_ready();
+    let report = machine.status();
+    let check = report.check(CheckId::FirewallApplied).unwrap();
+    assert_eq!(
+        (&check.evidence["exclusive"], &check.evidence["repaired"]),
+        (&true.into(), &0.into())
+    );
+    assert_eq!(machine.table(), table);
+    // It still can change the table: the socket that owns it came back to it.
+    machine.ok("portcullis firewall add --id more --protocol tcp --port 9000");
+    assert_eq!(machine.seen_from(&vantage(&stranger), Tcp, 9000), [Open; 2]);
+    machine.ok("portcullis firewall revoke more");
+    holds(&machine, &stranger);
+}
+
 #[test]
 fn foreign_changes_of_the_gate_are_undone_and_a_stopped_daemon_leaves_it() {
     let lab = Lab::new();
     let (machine, stranger) = instance_that_listens(&lab);
+    // As on a kernel without owner and persist.
+    machine.set("firewall", "exclusive_table = false");
     let table = machine.table();
     let repaired = || {
         let report = machine.status();

@@ -4,12 +4,11 @@
 //! May not live here: guarantees. Those are in the tests.
 
 use std::collections::BTreeSet;
-use std::fmt::Debug;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portcullis_protocol::{Check, CheckId, FirewallRule, PublicKey, Report, Spec, Status};
 use portcullis_provision::local::{
@@ -19,6 +18,8 @@ use portcullis_provision::progress::Quiet;
 use portcullis_provision::reach::{Reached, Target, Transport, Vantage, measure};
 use portcullis_provision::userdata::UserDataOptions;
 use portcullis_provision::wait::wait;
+
+pub use crate::common::eventually;
 
 /// The user whose keys are injected.
 pub const USER: &str = "ubuntu";
@@ -251,10 +252,24 @@ impl Machine {
         output
     }
 
-    /// Our table as the kernel holds it, without the counters' numbers.
+    /// Our table as the kernel holds it, without the counters' numbers and without who owns it.
     #[track_caller]
     pub fn table(&self) -> String {
-        self.ok("nft -s list table inet portcullis")
+        let table = self.ok("nft -s list table inet portcullis");
+        let lines = table
+            .lines()
+            .map(|line| line.split(" # progname").next().unwrap_or_default());
+        lines
+            .filter(|line| !line.starts_with("\tflags"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    /// Changes a setting of the image and restarts the daemon.
+    pub fn set(&self, section: &str, setting: &str) {
+        self.ok(&format!(
+            "printf '[{section}]\\n{setting}\\n' > /etc/portcullis/conf.d/test.toml; systemctl restart portcullis"
+        ));
     }
 
     /// The daemon's process id as systemd knows it.
@@ -302,21 +317,6 @@ pub fn vantage(stranger: &Outsider) -> Vantage {
 
 pub fn allow(text: &str) -> FirewallRule {
     parse_allow(text).unwrap()
-}
-
-/// Asks until it is so; fails with the last answer when it is not so within the limit.
-#[track_caller]
-pub fn eventually<T, E: Debug>(limit: Duration, what: &str, mut look: impl FnMut() -> Result<T, E>) -> T {
-    let start = Instant::now();
-    loop {
-        match look() {
-            Ok(found) => return found,
-            Err(last) if start.elapsed() > limit => {
-                panic!("not within {limit:?}: {what}; last seen: {last:?}")
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
-        }
-    }
 }
 
 /// A command of this machine, with a time limit.

@@ -19,7 +19,7 @@ fn known_hosts(lab: &Lab, machine: &Machine) -> std::path::PathBuf {
 }
 
 /// `ssh` from a stranger, who has to be shown the host key that is known.
-fn ssh(lab: &Lab, machine: &Machine, from: &Outsider, identity: &Path) -> Command {
+pub fn ssh(lab: &Lab, machine: &Machine, from: &Outsider, identity: &Path) -> Command {
     let mut command = inside(&from.path(), "ssh");
     let known = known_hosts(lab, machine);
     command

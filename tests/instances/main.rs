@@ -11,12 +11,19 @@
     reason = "a test may end by panicking"
 )]
 
+#[path = "../common/mod.rs"]
+mod common;
+
+mod boot;
+mod changes;
 mod cluster;
+mod containers;
 mod endpoint;
 mod faults;
 mod lab;
 mod lifecycle;
 mod login;
+mod neighbours;
 mod push;
 mod specs;
 mod users;

@@ -2,10 +2,11 @@
 //!
 //! May not live here: the socket, who may use it, what a request does.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use jiff::Timestamp;
 
+use crate::denied::DeniedSample;
 use crate::{FirewallRule, Report, Spec};
 
 /// Longest line on the socket, in bytes: a whole spec fits.
@@ -19,9 +20,15 @@ pub enum Request {
     Status,
     /// The accepted spec.
     Spec,
+    /// Who sent most of the packets that were denied of late.
+    Denied {
+        /// How many sources at most.
+        top: usize,
+    },
     /// Make this spec the accepted one, enforce it, and answer when it is.
     Apply {
-        /// The desired state.
+        /// The desired state, checked as [`Spec::from_json`] does.
+        #[serde(deserialize_with = "checked")]
         spec: Box<Spec>,
         /// Seconds within which it has to be confirmed; else what held before holds again.
         #[serde(default)]
@@ -53,6 +60,13 @@ pub enum Request {
     },
 }
 
+/// Callers may be other programs than ours: what they send has not been checked.
+fn checked<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<Spec>, D::Error> {
+    let spec = Box::<Spec>::deserialize(deserializer)?;
+    spec.check().map_err(de::Error::custom)?;
+    Ok(spec)
+}
+
 /// What the daemon answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
@@ -66,6 +80,11 @@ pub enum Answer {
     Spec {
         /// The spec.
         spec: Option<Box<Spec>>,
+    },
+    /// A sample of denied packets.
+    Denied {
+        /// The sample.
+        sample: DeniedSample,
     },
     /// The spec was accepted; durable and enforced.
     Applied {
@@ -97,4 +116,24 @@ pub enum Refusal {
     NotPermitted,
     /// It could not be done: a stale generation, a full disk (exit code 1).
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_is_checked_whoever_sends_it() {
+        let request = |rest: &str| {
+            let spec = format!(r#"{{"version":1,"generation":1,"instance":{{"id":"i-1"}}{rest}}}"#);
+            serde_json::from_str::<Request>(&format!(r#"{{"request":"apply","spec":{spec}}}"#))
+        };
+        assert!(matches!(request("").unwrap(), Request::Apply { .. }));
+        let twice = r#","cluster":{"id":"c","peers":[{"instance":"p","addresses":["10.0.0.1","10.0.0.1"]}]}"#;
+        let error = request(twice).unwrap_err().to_string();
+        assert!(
+            error.contains("cluster.peers[0].addresses: 10.0.0.1 is already"),
+            "{error}"
+        );
+    }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod denied;
 pub mod identity;
 pub mod key;
 pub mod report;
@@ -14,10 +15,12 @@ pub mod requirement;
 pub mod rule;
 pub mod schema;
 pub mod secret;
+pub mod source;
 pub mod spec;
 
 pub use key::{AuthorizedKey, PublicKey, UserName};
 pub use report::{Check, CheckId, Report, Status};
-pub use rule::{FirewallRule, PortRange, Protocol, RuleId, SourceRange};
+pub use rule::{FirewallRule, PortRange, Protocol, RuleId};
 pub use secret::Secret;
+pub use source::{PeerAddress, SourceRange};
 pub use spec::{Cluster, ControlPlane, Generation, Instance, Peer, Spec, SpecError};

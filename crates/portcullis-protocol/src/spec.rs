@@ -3,10 +3,10 @@
 //!
 //! May not live here: what the spec means for the kernel or for files (the agent's policy).
 
+mod checks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -14,10 +14,20 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{AuthorizedKey, FirewallRule, Secret, SourceRange};
+use crate::{AuthorizedKey, FirewallRule, PeerAddress, Secret, SourceRange};
 
 /// Largest accepted spec, in bytes: 100,000 peers fit.
 pub const MAX_SPEC_BYTES: usize = 16 << 20;
+
+/// Most peers of a cluster; each may have two addresses, counted over all of them. They are elements of
+/// sets: a packet costs one look-up, however many they are.
+pub const MAX_PEERS: usize = 100_000;
+
+/// Most rules of a list. A packet that nobody let in is compared with each of them.
+pub const MAX_RULES: usize = 1_000;
+
+/// Most address ranges of a list's rules together, and of the control plane's sources.
+pub const MAX_SOURCES: usize = 100_000;
 
 /// The version of the format that this code reads and writes.
 pub const SPEC_VERSION: u32 = 1;
@@ -122,6 +132,7 @@ pub struct Cluster {
     pub id: Name,
     /// The other instances, which may reach this one on all ports and protocols (BREV-CLU-1).
     #[serde(default)]
+    #[schemars(length(max = MAX_PEERS))]
     pub peers: Vec<Peer>,
 }
 
@@ -135,54 +146,17 @@ pub struct Peer {
     pub addresses: Vec<PeerAddress>,
 }
 
-/// A host's address as other hosts see it: not unspecified, loopback, multicast, broadcast, nor an
-/// IPv4 address in IPv6 form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
-#[serde(transparent)]
-pub struct PeerAddress(IpAddr);
-
-impl PeerAddress {
-    /// The address.
-    pub fn get(self) -> IpAddr {
-        self.0
-    }
-}
-
-impl TryFrom<IpAddr> for PeerAddress {
-    type Error = String;
-
-    fn try_from(address: IpAddr) -> Result<Self, String> {
-        let reason = match address {
-            _ if address.is_unspecified() => "the unspecified address",
-            _ if address.is_loopback() => "a loopback address",
-            _ if address.is_multicast() => "a multicast address",
-            IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
-            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "an IPv4 address in IPv6 form",
-            _ => return Ok(Self(address)),
-        };
-        Err(format!("{address} can't be a peer's address: it is {reason}"))
-    }
-}
-
-impl<'de> Deserialize<'de> for PeerAddress {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let address: IpAddr = text
-            .parse()
-            .map_err(|_| de::Error::custom(format!("{text:?} is not an IP address")))?;
-        Self::try_from(address).map_err(de::Error::custom)
-    }
-}
-
 /// The firewall's rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Firewall {
     /// What is let in; all else is denied (BREV-NET-1, BREV-NET-2).
     #[serde(default)]
+    #[schemars(length(max = MAX_RULES))]
     pub ingress: Vec<FirewallRule>,
     /// Informational, while outbound is allowed by default (BREV-NET-3).
     #[serde(default)]
+    #[schemars(length(max = MAX_RULES))]
     pub egress: Vec<FirewallRule>,
 }
 
@@ -365,112 +339,5 @@ impl Spec {
             .flat_map(|c| &c.peers)
             .flat_map(|p| &p.addresses)
             .map(|a| a.get())
-    }
-
-    fn problems(&self) -> Vec<Problem> {
-        let mut found = Vec::new();
-        if self.version != SPEC_VERSION {
-            let reason = format!(
-                "{} is not known: this program reads version {SPEC_VERSION}",
-                self.version
-            );
-            found.push(Problem {
-                field: "version".into(),
-                reason,
-            });
-        }
-        for (list, rules) in [
-            ("ingress", &self.firewall.ingress),
-            ("egress", &self.firewall.egress),
-        ] {
-            repeated(
-                rules
-                    .iter()
-                    .enumerate()
-                    .map(|(i, r)| (r.id.as_str().to_owned(), i)),
-                &mut found,
-                |i, id, first| {
-                    (
-                        format!("firewall.{list}[{i}].id"),
-                        format!("{id:?} is taken by {list}[{first}]"),
-                    )
-                },
-            );
-        }
-        if let Some(cluster) = &self.cluster {
-            self.peer_problems(cluster, &mut found);
-        }
-        let keys = self.authorized_keys.iter().enumerate();
-        repeated(
-            keys.map(|(i, k)| ((k.user.clone(), k.key.fingerprint()), i)),
-            &mut found,
-            |i, (user, key), first| {
-                (
-                    format!("authorized_keys[{i}].key"),
-                    format!("{key} is already given to {user} by authorized_keys[{first}]"),
-                )
-            },
-        );
-        found
-    }
-
-    fn peer_problems(&self, cluster: &Cluster, found: &mut Vec<Problem>) {
-        let peers = || cluster.peers.iter().enumerate();
-        repeated(
-            peers().map(|(i, p)| (p.instance.clone(), i)),
-            found,
-            |i, name, first| {
-                (
-                    format!("cluster.peers[{i}].instance"),
-                    format!("{name} is already peers[{first}]"),
-                )
-            },
-        );
-        repeated(
-            peers().flat_map(|(i, p)| p.addresses.iter().map(move |a| (a.get(), i))),
-            found,
-            |i, address, first| {
-                (
-                    format!("cluster.peers[{i}].addresses"),
-                    format!("{address} is already an address of peers[{first}]"),
-                )
-            },
-        );
-        for (i, peer) in peers() {
-            if peer.addresses.is_empty() {
-                let reason = format!("peer {} has no address", peer.instance);
-                found.push(Problem {
-                    field: format!("cluster.peers[{i}].addresses"),
-                    reason,
-                });
-            }
-            if peer.instance == self.instance.id {
-                let reason = format!("{} is this instance itself", peer.instance);
-                found.push(Problem {
-                    field: format!("cluster.peers[{i}].instance"),
-                    reason,
-                });
-            }
-        }
-    }
-}
-
-/// Adds a problem for each value that was seen before.
-fn repeated<K: Ord>(
-    values: impl Iterator<Item = (K, usize)>,
-    found: &mut Vec<Problem>,
-    describe: impl Fn(usize, &K, usize) -> (String, String),
-) {
-    let mut seen: BTreeMap<K, usize> = BTreeMap::new();
-    for (value, index) in values {
-        match seen.get(&value) {
-            Some(first) => {
-                let (field, reason) = describe(index, &value, *first);
-                found.push(Problem { field, reason });
-            }
-            None => {
-                seen.insert(value, index);
-            }
-        }
     }
 }

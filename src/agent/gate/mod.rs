@@ -62,14 +62,9 @@ impl Gatekeeper {
     /// # Errors
     /// When there is no nf_tables, or it may not be used.
     pub fn new(settings: &Settings) -> Result<Self, Error> {
-        let nftables = if settings.exclusive_table {
-            Nftables::open_exclusive()?
-        } else {
-            Nftables::open()?
-        };
         Ok(Self {
             settings: settings.clone(),
-            nftables,
+            nftables: Nftables::open_writer(settings.exclusive_table)?,
             held: None,
             applied: None,
             kept: BTreeSet::new(),
@@ -144,13 +139,18 @@ impl Gatekeeper {
     }
 
     fn is_in_place(&self, planned: &Ruleset) -> bool {
-        let is_right = |held: &Held| held.ruleset == *planned && !self.must_adopt(held);
+        let is_right = |held: &Held| held.ruleset == *planned && !self.is_owned_wrongly(held);
         self.held.as_ref().is_some_and(is_right)
     }
 
-    /// Whether the table could be ours alone and is not.
-    fn must_adopt(&self, held: &Held) -> bool {
-        self.nftables.is_exclusive() && held.owner != Owner::Us
+    /// Whether the table is nobody's and should be ours alone, or the other way round. One that another
+    /// process owns, as the daemon does while somebody runs `lockdown`, is in good hands.
+    fn is_owned_wrongly(&self, held: &Held) -> bool {
+        match held.owner {
+            Owner::Nobody | Owner::Orphan => self.nftables.is_exclusive(),
+            Owner::Us => !self.nftables.is_exclusive(),
+            Owner::Other(_) => false,
+        }
     }
 
     /// A change that only shuts more is undone later when there are many: undoing each would only wear
@@ -174,7 +174,7 @@ impl Gatekeeper {
             return self.nftables.read_after(before, &before.ruleset);
         }
         match steps(&before.ruleset, planned) {
-            Some(steps) if !self.must_adopt(before) => {
+            Some(steps) if !self.is_owned_wrongly(before) => {
                 self.nftables.change(before, &steps)?;
                 self.nftables.read_after(before, planned)
             }
@@ -256,6 +256,7 @@ pub fn plan(settings: &Settings, spec: Option<&Spec>, kept: &BTreeSet<IpAddr>) -
         spec,
         internal: &internal,
         health_port: settings.listen.port(),
+        metadata_lock: settings.metadata_lock,
         kept,
     })
 }
@@ -304,8 +305,9 @@ pub fn lockdown(config: Option<&Path>) -> Result<String, String> {
         });
     let mut keeper = Gatekeeper::new(&settings).map_err(|e| e.to_string())?;
     let mut gate = keeper.reconcile(spec.as_ref(), &Cause::Plan);
-    if gate.applied.is_err() && spec.is_some() {
+    if gate.applied.is_err() && (spec.is_some() || settings.metadata_lock) {
         // The baseline needs the least of the kernel.
+        keeper.settings.metadata_lock = false;
         gate = keeper.reconcile(None, &Cause::Plan);
     }
     gate.applied.clone()?;

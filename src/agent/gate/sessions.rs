@@ -76,6 +76,7 @@ fn first_packet(session: &Session) -> Packet {
             .unwrap_or_default(),
         source: session.remote.ip(),
         destination: Some(session.local.ip()),
+        outgoing: None,
         protocol: 6,
         source_port: Some(session.remote.port()),
         port: Some(session.local.port()),

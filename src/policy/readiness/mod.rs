@@ -3,6 +3,7 @@
 //! A check passes on evidence only. What this version does not examine is `unknown` and says so.
 //! May not live here: looking at anything; the observations are given.
 
+mod conflicts;
 mod gate;
 mod logins;
 #[cfg(test)]
@@ -116,7 +117,7 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::FirewallContainers => gate::containers(&seen.gate),
         CheckId::ClusterPeers => gate::peers(spec, &seen.gate),
         CheckId::TransitTls => transit(seen),
-        CheckId::FirewallConflicts => Finding::later("rules of other tables that work against the gate"),
+        CheckId::FirewallConflicts => conflicts::conflicts(&seen.conflicts),
         CheckId::StorageEncrypted => Finding::later("encryption of disks and swap"),
         CheckId::ExposureListeners => Finding::later("listening sockets against the gate"),
     }

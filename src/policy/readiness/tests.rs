@@ -1,6 +1,7 @@
 //! Each fault has its check, and only that.
 
 use super::*;
+use crate::policy::conflicts::Comparison;
 use crate::policy::firewall::{Inputs, ruleset};
 use crate::policy::observation::{Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
 use crate::policy::ruleset::{Ruleset, Verdict};
@@ -64,6 +65,11 @@ fn world() -> (Spec, Observations) {
             version: "TLSv1_3".into(),
             cipher_suite: "c".into(),
             key_exchange: "k".into(),
+        }),
+        conflicts: Ok(Comparison {
+            let_in: 1,
+            tried: 1,
+            ..Comparison::default()
         }),
     };
     (spec, observations)

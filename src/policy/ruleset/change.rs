@@ -138,10 +138,10 @@ pub fn opens(held: Option<&Ruleset>, wanted: &Ruleset) -> bool {
             .any(|set| wanted.set(&set.name).is_none_or(|wanted| !is_within(set, wanted)))
 }
 
-/// All our sets are of what is let in, so fewer elements let in less.
+/// Our sets of addresses are of who is let in, so fewer elements let in less. Interfaces are let in from,
+/// and shut to: no other set of them is as tight.
 fn is_within(held: &Set, wanted: &Set) -> bool {
     match (&held.elements, &wanted.elements) {
-        (Elements::Interfaces(a), Elements::Interfaces(b)) => a.is_subset(b),
         (Elements::Addresses(f, a), Elements::Addresses(g, b)) => f == g && a.is_subset(b),
         (a, b) => a == b,
     }
@@ -323,5 +323,14 @@ mod tests {
         ));
         assert!(changed(|held| held.chains[0].rules.swap(0, 1)));
         assert!(opens(Some(&with(&[22, 80], &[1, 2, 3])), &wanted));
+        let internal = |names: &[&str]| {
+            let internal = names.iter().map(|name| (*name).to_owned()).collect();
+            ruleset(Inputs {
+                internal: &internal,
+                ..Inputs::default()
+            })
+        };
+        let (one, two) = (internal(&["a"]), internal(&["a", "b"]));
+        assert!(opens(Some(&one), &two) && opens(Some(&two), &one));
     }
 }

@@ -13,6 +13,7 @@ impl fmt::Display for Verdict {
         f.write_str(match self {
             Self::Accept => "accept",
             Self::Drop => "drop",
+            Self::Reject => "reject with icmpx port-unreachable",
         })
     }
 }
@@ -52,6 +53,7 @@ impl fmt::Display for Match {
             Self::Source(net) => write!(f, "{} saddr {net}", ip(Family::of(net.addr()))),
             Self::SourceIn(family, set) => write!(f, "{} saddr @{set}", ip(*family)),
             Self::Destination(net) => write!(f, "{} daddr {net}", ip(Family::of(net.addr()))),
+            Self::RoutedTo(set) => write!(f, "fib daddr oifname @{set}"),
             Self::SourcePort(ports) => write!(f, "th sport {ports}"),
             Self::DestinationPort(ports) => write!(f, "th dport {ports}"),
             Self::IcmpType(types) if types.start() == types.end() => write!(f, "@th,0,8 {}", types.start()),

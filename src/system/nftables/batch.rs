@@ -35,6 +35,11 @@ pub const TYPE_IFNAME: u32 = 41;
 
 /// `NFTNL_UDATA_RULE_COMMENT` of libnftnl, as nft(8) shows it.
 pub const UDATA_COMMENT: u8 = 0;
+const UDATA_SET_KEY_BYTE_ORDER: u8 = 0;
+
+/// `NFTNL_UDATA_SET_KEYBYTEORDER` of libnftnl, and nft's `BYTEORDER_HOST_ENDIAN`.
+const UDATA_SET_KEYBYTEORDER: u8 = 0;
+const BYTEORDER_HOST_ENDIAN: u32 = 1;
 
 /// Message header of the `inet` family.
 pub fn header(family: NetfilterProtoFamily, resource: u16) -> NetfilterHeader {
@@ -323,13 +328,26 @@ fn new_set(set: &Set, id: u32) -> NfTablesMessage {
         SetAttribute::KeyLen(key_len),
         SetAttribute::Id(id),
     ];
+    if matches!(set.elements, Elements::Interfaces(_)) {
+        attributes.push(SetAttribute::UserData(host_endian()));
+    }
     if let Elements::Addresses(_, addresses) = &set.elements {
         // Sizes the hash table at once. Room is left, since a set of a fixed size takes no more.
         let size = addresses.len().next_power_of_two().max(1 << 16) * 2;
         let size = u32::try_from(size).unwrap_or(u32::MAX);
         attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
     }
+    if let Elements::Interfaces(_) = &set.elements {
+        // Without it nft(8) turns the names around and lists them as empty.
+        attributes.push(SetAttribute::UserData(key_byte_order()));
+    }
     NfTablesMessage::NewSet(SetMessage { attributes })
+}
+
+/// Without it nft(8) reads names from the wrong end and lists them as empty.
+fn host_endian() -> Vec<u8> {
+    let value = BYTEORDER_HOST_ENDIAN.to_ne_bytes();
+    [&[UDATA_SET_KEYBYTEORDER, 4], value.as_slice()].concat()
 }
 
 type Element = ListAttribute<SetElementAttribute>;
@@ -395,6 +413,14 @@ fn new_rule(chain: &str, rule: &Rule, position: Option<u64>) -> NfTablesMessage 
     ];
     attributes.extend(position.map(RuleAttribute::Position));
     NfTablesMessage::NewRule(RuleMessage { attributes })
+}
+
+/// That keys are in the host's byte order, as nft(8) notes it for its own sets (libnftnl, `NFTNL_UDATA_SET_KEYBYTEORDER`).
+fn key_byte_order() -> Vec<u8> {
+    const HOST_ENDIAN: u32 = 1;
+    let mut bytes = vec![UDATA_SET_KEY_BYTE_ORDER, 4];
+    bytes.extend(HOST_ENDIAN.to_ne_bytes());
+    bytes
 }
 
 /// Type, length, text and a zero. Comments are ids with a short word before them: under 128 bytes.

@@ -15,7 +15,7 @@ use crate::system::descriptors::Readable;
 use crate::system::netlink::{Attributes, Connection, RawMessage};
 
 /// `NFNLGRP_NFTABLES`: every change of every table is told here (linux/netfilter/nfnetlink.h).
-const NFNLGRP_NFTABLES: u32 = 7;
+pub const NFNLGRP_NFTABLES: u32 = 7;
 /// `NFT_MSG_NEWGEN`: the end of a transaction, with the process that made it.
 const NEWGEN: u8 = 15;
 const NFTA_GEN_PROC_PID: u16 = 2;

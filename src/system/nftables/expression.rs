@@ -26,6 +26,15 @@ const NFTA_LIMIT_FLAGS: u16 = 5;
 const NFT_LIMIT_PKTS: u32 = 0;
 const NFTA_LOG_GROUP: u16 = 1;
 const NFTA_LOG_SNAPLEN: u16 = 3;
+const NFTA_REJECT_TYPE: u16 = 1;
+const NFTA_REJECT_ICMP_CODE: u16 = 2;
+const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
+const NFT_REJECT_ICMPX_PORT_UNREACH: u8 = 1;
+const NFTA_FIB_DREG: u16 = 1;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFTA_FIB_FLAGS: u16 = 3;
+const NFT_FIB_RESULT_OIFNAME: u32 = 2;
+const NFTA_FIB_F_DADDR: u32 = 1 << 1;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 
@@ -43,6 +52,9 @@ pub enum Expr {
     CtState,
     /// Load conntrack's direction of the packet, a byte.
     CtDirection,
+    /// Load the name of the interface that the destination is routed to; zeros for an address of
+    /// this host.
+    RouteInterface,
     /// Load bytes of a header.
     Payload { base: u32, offset: u32, len: u32 },
     /// Keep only the bits of the mask.
@@ -75,6 +87,7 @@ impl Expr {
             Self::Meta(key) => Expressions::Meta(vec![Meta::DestinationRegister(register), Meta::Key(*key)]),
             Self::CtState => other("ct", conntrack(NFT_CT_STATE)),
             Self::CtDirection => other("ct", conntrack(NFT_CT_DIRECTION)),
+            Self::RouteInterface => other("fib", fib()),
             Self::Limit { rate, burst } => other("limit", limit(*rate, *burst)),
             Self::Log(log) => other("log", self::log(*log)),
             Self::Payload { base, offset, len } => Expressions::Payload(vec![
@@ -99,6 +112,7 @@ impl Expr {
                 Expressions::Lookup(vec![Lookup::Set(set.clone()), Lookup::SourceRegister(register)])
             }
             Self::Counter => other("counter", Vec::new()),
+            Self::Verdict(Verdict::Reject) => other("reject", reject()),
             Self::Verdict(verdict) => {
                 let code = NftVerdict::Other(verdict_code(*verdict));
                 Expressions::Immediate(vec![
@@ -150,6 +164,8 @@ impl Expr {
                 "counter" => Some(Self::Counter),
                 "ct" if same(attributes, &conntrack(NFT_CT_STATE)) => Some(Self::CtState),
                 "ct" if same(attributes, &conntrack(NFT_CT_DIRECTION)) => Some(Self::CtDirection),
+                "fib" if same(attributes, &fib()) => Some(Self::RouteInterface),
+                "reject" if same(attributes, &reject()) => Some(Self::Verdict(Verdict::Reject)),
                 "limit" => decode_limit(attributes),
                 "log" => decode_log(attributes),
                 _ => None,
@@ -179,7 +195,8 @@ pub fn count_of(element: &ListAttribute<ExpressionAttribute>) -> Option<Count> {
 /// The kernel's number for a verdict, in rules and as a chain's policy.
 pub fn verdict_code(verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::Drop => NF_DROP,
+        // The kernel's own rejecting ends in a drop.
+        Verdict::Drop | Verdict::Reject => NF_DROP,
         Verdict::Accept => NF_ACCEPT,
     }
 }
@@ -195,6 +212,21 @@ pub fn verdict_of(code: u32) -> Option<Verdict> {
 
 fn conntrack(key: u32) -> Vec<DefaultNla> {
     vec![be32(NFTA_CT_DREG, Register::Reg1.into()), be32(NFTA_CT_KEY, key)]
+}
+
+fn fib() -> Vec<DefaultNla> {
+    vec![
+        be32(NFTA_FIB_DREG, Register::Reg1.into()),
+        be32(NFTA_FIB_RESULT, NFT_FIB_RESULT_OIFNAME),
+        be32(NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR),
+    ]
+}
+
+fn reject() -> Vec<DefaultNla> {
+    vec![
+        be32(NFTA_REJECT_TYPE, NFT_REJECT_ICMPX_UNREACH),
+        DefaultNla::new(NFTA_REJECT_ICMP_CODE, vec![NFT_REJECT_ICMPX_PORT_UNREACH]),
+    ]
 }
 
 fn limit(rate: u32, burst: u32) -> Vec<DefaultNla> {

@@ -171,6 +171,7 @@ fn lower_match(condition: &Match) -> Vec<Expr> {
         Match::Conntrack(Conntrack::Invalid) => in_state(CT_INVALID),
         Match::Source(net) => in_network(*net, true),
         Match::Destination(net) => in_network(*net, false),
+        Match::RoutedTo(set) => vec![Expr::RouteInterface, Expr::Lookup(set.clone())],
         Match::SourceIn(family, set) => vec![address_field(*family, true), Expr::Lookup(set.clone())],
         Match::SourcePort(ports) => in_ports(SOURCE_PORT, *ports),
         Match::DestinationPort(ports) => in_ports(DESTINATION_PORT, *ports),
@@ -283,6 +284,7 @@ fn candidates(expressions: &[Expr]) -> Vec<Match> {
         Some(Expr::CtState) => {
             found.extend([Conntrack::Related, Conntrack::Invalid].map(|s| Some(Match::Conntrack(s))));
         }
+        Some(Expr::RouteInterface) => found.push(set().map(Match::RoutedTo)),
         Some(Expr::CtDirection) => found.push(Some(Match::Conntrack(Conntrack::Reply))),
         Some(Expr::Limit { rate, burst }) => found.push(Some(Match::Limit {
             rate: *rate,
@@ -355,6 +357,7 @@ mod tests {
             Just(Match::Conntrack(Conntrack::Invalid)),
             any_net().prop_map(Match::Source),
             any_net().prop_map(Match::Destination),
+            "[a-z0-9]{1,20}".prop_map(Match::RoutedTo),
             (family(), "[a-z0-9.]{1,20}").prop_map(|(f, s)| Match::SourceIn(f, s)),
             any_ports().prop_map(Match::SourcePort),
             any_ports().prop_map(Match::DestinationPort),
@@ -363,21 +366,25 @@ mod tests {
         ]
     }
 
+    fn any_verdict() -> impl Strategy<Value = Verdict> {
+        prop_oneof![Just(Verdict::Accept), Just(Verdict::Drop), Just(Verdict::Reject)]
+    }
+
     proptest! {
         #[test]
         fn what_is_lowered_is_raised_again(
             matches in proptest::collection::vec(any_match(), 0..6),
             log in proptest::option::of(any::<(u16, u32)>().prop_map(|(group, bytes)| Log { group, bytes })),
             counter: bool,
-            verdict in proptest::option::of(prop_oneof![Just(Verdict::Accept), Just(Verdict::Drop)]),
+            verdict in proptest::option::of(any_verdict()),
         ) {
             let rule = Rule { comment: "c".into(), matches, log, counter, verdict };
             prop_assert_eq!(raise("c".into(), &lower(&rule)), rule);
         }
 
         #[test]
-        fn what_is_encoded_is_decoded_again(matches in proptest::collection::vec(any_match(), 0..6)) {
-            let rule = Rule { comment: "c".into(), matches, log: Some(Log { group: 7, bytes: 128 }), counter: true, verdict: Some(Verdict::Drop) };
+        fn what_is_encoded_is_decoded_again(matches in proptest::collection::vec(any_match(), 0..6), verdict in any_verdict()) {
+            let rule = Rule { comment: "c".into(), matches, log: Some(Log { group: 7, bytes: 128 }), counter: true, verdict: Some(verdict) };
             for expression in lower(&rule) {
                 prop_assert_eq!(Expr::decode(&expression.encode()), expression);
             }

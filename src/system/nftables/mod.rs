@@ -1,11 +1,12 @@
 //! The kernel's packet filter: one atomic batch for the whole table, and reading it back.
 //!
-//! Everything is in table `inet portcullis`; no other table is read or touched.
+//! Everything is in table `inet portcullis`; no other table is touched, and only `foreign` reads them.
 //! May not live here: what the ruleset should be (`policy::firewall`).
 
 mod batch;
 pub mod events;
 mod expression;
+pub mod foreign;
 mod lower;
 mod read;
 
@@ -22,7 +23,7 @@ use crate::policy::ruleset::change::Step;
 use batch::Handles;
 
 /// `NETLINK_NETFILTER`.
-const NETLINK_NETFILTER: isize = 12;
+pub(super) const NETLINK_NETFILTER: isize = 12;
 
 /// Why the kernel does not hold what it should.
 #[derive(Debug, thiserror::Error)]
@@ -134,25 +135,26 @@ impl Nftables {
         })
     }
 
-    /// Connects for the daemon, with the socket that systemd kept since the last one, if it did. Tables
-    /// that are made over this connection can be changed only over it, where the kernel knows how
-    /// (Linux 6.9): other programs' changes and flushes then fail or pass it by. A kept socket stays
-    /// their owner also while no daemon runs.
+    /// Connects for the writer of the table, with the socket that systemd kept since the last one, if it
+    /// did. With `exclusive`, tables that are made over this connection can be changed only over it,
+    /// where the kernel knows how (Linux 6.9): other programs' changes then fail, and their flushes
+    /// pass it by. A kept socket stays the owner also while no daemon runs.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_exclusive() -> Result<Self, Error> {
+    pub fn open_writer(exclusive: bool) -> Result<Self, Error> {
         let connection = match descriptors::kept_socket(KEPT) {
             Some(socket) => Connection::over(socket)?,
-            None => {
-                let connection = Connection::open(NETLINK_NETFILTER, &[])?;
-                systemd::keep(KEPT, connection.as_fd());
-                connection
-            }
+            None => Connection::open(NETLINK_NETFILTER, &[])?,
         };
+        if exclusive {
+            systemd::keep(KEPT, connection.as_fd());
+        } else {
+            systemd::keep_no_longer(KEPT);
+        }
         Ok(Self {
             connection,
-            exclusive: true,
+            exclusive,
         })
     }
 

@@ -65,7 +65,7 @@ fn dump(connection: &mut Connection, message: NfTablesMessage) -> Result<Vec<NfT
 }
 
 /// nf_tables counts its transactions; the number is the same for all tables of a namespace.
-fn generation(connection: &mut Connection) -> Result<u32, Error> {
+pub fn generation(connection: &mut Connection) -> Result<u32, Error> {
     let question = NfTablesMessage::GetGen(GenMessage {
         attributes: Vec::new(),
     });

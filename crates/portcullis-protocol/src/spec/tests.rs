@@ -30,7 +30,7 @@ fn each_problem_names_its_field_and_value() {
         (r#","colour":"red""#, "colour: unknown field `colour`"),
         (
             r#","firewall":{"ingress":[{"id":"a","from_port":22},{"id":"a","from_port":23}]}"#,
-            "firewall.ingress[1].id: \"a\" is taken by ingress[0]",
+            "firewall.ingress[1].id: \"a\" is taken by firewall.ingress[0]",
         ),
         (
             r#","firewall":{"ingress":[{"id":"a","from_port":70000}]}"#,
@@ -57,6 +57,22 @@ fn each_problem_names_its_field_and_value() {
             "peer i-2 has no address",
         ),
         (
+            r#","cluster":{"id":"c","peers":[{"instance":"i-2","addresses":["10.0.0.1"]},{"instance":"i-3","addresses":["::ffff:10.0.0.1"]}]}"#,
+            "cluster.peers[1].addresses: 10.0.0.1 is already an address of peers[0]",
+        ),
+        (
+            r#","cluster":{"id":"c","peers":[{"instance":"i-2","addresses":["0.0.0.0/0"]}]}"#,
+            "cluster.peers[0].addresses[0]: \"0.0.0.0/0\" is not an IP address: a peer is one host, not a range",
+        ),
+        (
+            r#","cluster":{"id":"c","peers":[{"instance":"i-2","addresses":["::/0"]}]}"#,
+            "\"::/0\" is not an IP address",
+        ),
+        (
+            r#","firewall":{"ingress":[{"id":"a","from_port":90,"to_port":80}]}"#,
+            "firewall.ingress[0]: to_port of rule a: the range 90 to 80 is reversed",
+        ),
+        (
             r#","authorized_keys":[{"user":"u","key":"ssh-ed25519 AAAA"}]"#,
             "authorized_keys[0].key: not an OpenSSH public key",
         ),
@@ -76,6 +92,89 @@ fn each_problem_names_its_field_and_value() {
         let error = spec(&rest.replace("KEY", KEY)).unwrap_err().to_string();
         assert!(error.contains(expected), "{rest}\n{error}");
     }
+}
+
+#[test]
+fn limits_are_named() {
+    let list =
+        |count: usize, item: &dyn Fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(",");
+    let rule = |i: usize| format!(r#"{{"id":"r{i}","protocol":"icmp"}}"#);
+    let peer = |i: usize| {
+        format!(
+            r#"{{"instance":"p{i}","addresses":["fd00::{:x}:{:x}"]}}"#,
+            i >> 16,
+            i & 0xffff
+        )
+    };
+    let address = |i: usize| format!(r#""fd00::{:x}:{:x}""#, i >> 16, i & 0xffff);
+    for (limit, over, expected) in [
+        (
+            format!(r#","firewall":{{"ingress":[{}]}}"#, list(MAX_RULES, &rule)),
+            format!(r#","firewall":{{"ingress":[{}]}}"#, list(100_001, &rule)),
+            "firewall.ingress: 100001 rules are too many: at most 1000",
+        ),
+        (
+            format!(r#","cluster":{{"id":"c","peers":[{}]}}"#, list(MAX_PEERS, &peer)),
+            format!(
+                r#","cluster":{{"id":"c","peers":[{}]}}"#,
+                list(MAX_PEERS + 1, &peer)
+            ),
+            "cluster.peers: 100001 peers are too many: at most 100000",
+        ),
+        (
+            format!(
+                r#","cluster":{{"id":"c","peers":[{{"instance":"p","addresses":[{}]}}]}}"#,
+                list(2 * MAX_PEERS, &address)
+            ),
+            format!(
+                r#","cluster":{{"id":"c","peers":[{{"instance":"p","addresses":[{}]}}]}}"#,
+                list(2 * MAX_PEERS + 1, &address)
+            ),
+            "cluster.peers: 200001 addresses are too many: at most 200000",
+        ),
+        (
+            format!(
+                r#","control_plane":{{"sources":[{}]}}"#,
+                list(MAX_SOURCES, &address)
+            ),
+            format!(
+                r#","control_plane":{{"sources":[{}]}}"#,
+                list(MAX_SOURCES + 1, &address)
+            ),
+            "control_plane.sources: 100001 sources are too many: at most 100000",
+        ),
+    ] {
+        assert!(
+            spec(&limit).is_ok(),
+            "{expected}: what is at the limit is accepted"
+        );
+        assert_eq!(spec(&over).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn host_bits_are_taken_off_with_a_warning() {
+    let spec = spec(
+        r#","firewall":{"ingress":[
+             {"id":"a","from_port":22,"ip_ranges":["10.0.0.0/8","10.0.0.3/8"]},
+             {"id":"b","from_port":23,"ip_ranges":["2001:db8::1/32","192.0.2.7","::ffff:10.0.0.0/104"]}]},
+           "control_plane":{"sources":["192.0.2.1/24"]}"#,
+    )
+    .unwrap();
+    let warnings: Vec<String> = spec.warnings().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        warnings,
+        [
+            "firewall.ingress[0].ip_ranges[1]: 10.0.0.3/8 has host bits: it is taken as 10.0.0.0/8",
+            "firewall.ingress[1].ip_ranges[0]: 2001:db8::1/32 has host bits: it is taken as 2001:db8::/32",
+            "control_plane.sources[0]: 192.0.2.1/24 has host bits: it is taken as 192.0.2.0/24",
+        ]
+    );
+    // The durable copy says the same.
+    assert_eq!(
+        Spec::from_json(&spec.to_json()).unwrap().warnings().len(),
+        warnings.len()
+    );
 }
 
 #[test]

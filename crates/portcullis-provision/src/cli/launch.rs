@@ -82,7 +82,7 @@ impl Launch {
                 image: ImageRequest {
                     suite: self.suite.clone().unwrap_or_else(default_suite),
                     deb: self.deb.clone(),
-                    allow_without_agent: false,
+                    ..ImageRequest::default()
                 },
             })
             .collect();

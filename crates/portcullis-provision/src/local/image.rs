@@ -55,6 +55,10 @@ pub struct ImageRequest {
     pub deb: Option<PathBuf>,
     /// Boot without the agent when no package is named: for trials of the provider itself.
     pub allow_without_agent: bool,
+    /// More Debian packages, as names that apt-get(8) knows.
+    pub packages: Vec<String>,
+    /// A folder that is laid over it: files that an image builder would have added.
+    pub overlay: Option<PathBuf>,
 }
 
 impl Default for ImageRequest {
@@ -63,6 +67,8 @@ impl Default for ImageRequest {
             suite: default_suite(),
             deb: None,
             allow_without_agent: false,
+            packages: Vec::new(),
+            overlay: None,
         }
     }
 }
@@ -99,6 +105,15 @@ pub fn find_deb() -> Option<PathBuf> {
 
 /// Makes what is missing of an image below `folder` and gives its layers.
 pub(crate) fn ensure(folder: &Path, request: &ImageRequest, progress: &dyn Progress) -> Result<Image> {
+    let mut image = ensure_layers(folder, request, progress)?;
+    if let Some(overlay) = &request.overlay {
+        let overlay = fs::canonicalize(overlay).map_err(Error::file("find", overlay))?;
+        image.layers.insert(0, super::mountable("overlay", overlay)?);
+    }
+    Ok(image)
+}
+
+fn ensure_layers(folder: &Path, request: &ImageRequest, progress: &dyn Progress) -> Result<Image> {
     let deb = match (&request.deb, request.allow_without_agent) {
         (Some(deb), _) => Some(deb.clone()),
         (None, true) => None,
@@ -110,19 +125,12 @@ pub(crate) fn ensure(folder: &Path, request: &ImageRequest, progress: &dyn Progr
             )
         })?),
     };
+    check_names(request)?;
     let suite = &request.suite;
-    if suite.is_empty()
-        || !suite
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    {
-        return Err(Error::BadInput(format!(
-            "--suite: {suite:?} is not a Debian suite, for example bookworm"
-        )));
-    }
     let recipe = &hash(format!("{RECIPE}{PACKAGES}").as_bytes())[..8];
-    let base = folder.join("images").join(format!("{suite}-{recipe}"));
-    let root = base.join("root");
+    let mut name = format!("{suite}-{recipe}");
+    let base = folder.join("images").join(&name);
+    let mut layers = vec![base.join("root")];
     build(
         &base,
         progress,
@@ -132,25 +140,74 @@ pub(crate) fn ensure(folder: &Path, request: &ImageRequest, progress: &dyn Progr
             script(&["base", path(&draft.join("root"))?, suite, PACKAGES], log)
         },
     )?;
-    let Some(deb) = deb else {
-        return Ok(Image {
-            layers: vec![root],
-            agent: false,
-        });
-    };
-    let key = hash_file(&deb)?;
-    let layer = folder.join("layers").join(format!("{key}-{suite}-{recipe}"));
-    let deb = fs::canonicalize(&deb).map_err(Error::file("find", &deb))?;
-    build(
-        &layer,
-        progress,
-        &format!("installing {} in the image", deb.display()),
-        |draft, log| script(&["agent", path(draft)?, path(&root)?, path(&deb)?], log),
-    )?;
+    if !request.packages.is_empty() {
+        let list = request.packages.join(" ");
+        name = format!("{name}-{}", &hash(list.as_bytes())[..8]);
+        let what = format!("installing {list} in the image (once)");
+        add_layer(folder, &name, &mut layers, progress, &what, ["packages", &list])?;
+    }
+    if let Some(deb) = &deb {
+        let deb = fs::canonicalize(deb).map_err(Error::file("find", deb))?;
+        let what = format!("installing {} in the image", deb.display());
+        let name = format!("{}-{name}", hash_file(&deb)?);
+        add_layer(
+            folder,
+            &name,
+            &mut layers,
+            progress,
+            &what,
+            ["agent", path(&deb)?],
+        )?;
+    }
     Ok(Image {
-        layers: vec![layer.join("upper"), root],
-        agent: true,
+        layers,
+        agent: deb.is_some(),
     })
+}
+
+/// Puts the layer of that name on top, made by a step of image.sh if it is not there.
+fn add_layer(
+    folder: &Path,
+    name: &str,
+    layers: &mut Vec<PathBuf>,
+    progress: &dyn Progress,
+    what: &str,
+    [step, argument]: [&str; 2],
+) -> Result<()> {
+    let layer = folder.join("layers").join(name);
+    let below = layers
+        .iter()
+        .map(|layer| path(layer))
+        .collect::<Result<Vec<_>>>()?;
+    let below = below.join(":");
+    build(&layer, progress, what, |draft, log| {
+        script(&[step, path(draft)?, &below, argument], log)
+    })?;
+    layers.insert(0, layer.join("upper"));
+    Ok(())
+}
+
+/// Suites and packages become words of a command line.
+fn check_names(request: &ImageRequest) -> Result<()> {
+    let made_of = |text: &str, more: &[u8]| {
+        text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || more.contains(&b))
+    };
+    if !made_of(&request.suite, b"-") {
+        return Err(Error::BadInput(format!(
+            "--suite: {:?} is not a Debian suite, for example bookworm",
+            request.suite
+        )));
+    }
+    // deb-control(5), "Package".
+    match request.packages.iter().find(|name| !made_of(name, b"+-.")) {
+        Some(name) => Err(Error::BadInput(format!(
+            "{name:?} is not the name of a Debian package, for example docker.io"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Builds `target` by `make` in a draft folder that is renamed when it is whole, one builder at a
@@ -318,15 +375,17 @@ mod tests {
             deb: Some(folder.path().join("none.deb")),
             ..ImageRequest::default()
         };
-        let bad = ImageRequest {
+        let bad_suite = ImageRequest {
             suite: "../x".into(),
+            ..request.clone()
+        };
+        let bad_package = ImageRequest {
+            packages: vec!["busybox".into(), "--allow-remove-essential".into()],
             ..request
         };
-        assert!(
-            ensure(folder.path(), &bad, &Quiet)
-                .unwrap_err()
-                .to_string()
-                .contains("suite")
-        );
+        for (bad, expected) in [(bad_suite, "Debian suite"), (bad_package, "Debian package")] {
+            let error = ensure(folder.path(), &bad, &Quiet).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

@@ -1,7 +1,9 @@
 #!/bin/sh
 # Runs in a mount and PID namespace of its own, so that nothing stays mounted whatever happens.
-#   image.sh base ROOT SUITE LIST  makes a root with debootstrap (LIST: packages, comma-separated)
-#   image.sh agent ROOT BASE DEB   installs the agent on a layer over BASE; ROOT gets upper/
+#   image.sh base ROOT SUITE LIST       makes a root with debootstrap (LIST: packages, comma-separated)
+#   image.sh packages LAYER BELOW LIST  installs packages (LIST: separated by spaces) on a layer
+#   image.sh agent LAYER BELOW DEB      installs the agent on a layer
+# BELOW: overlay lower directories, the uppermost first; the layer gets upper/.
 # May not live here: choices. What goes in is decided by image.rs and by the package itself.
 set -eu
 umask 022
@@ -44,30 +46,48 @@ make_base() {
     strip "$root"
 }
 
-install_agent() {
-    layer=$1 base=$2 deb=$3
-    mkdir -p "$layer/upper" "$layer/work" "$layer/root"
-    mount -t overlay overlay \
-        -o "lowerdir=$base,upperdir=$layer/upper,workdir=$layer/work" "$layer/root"
-    root=$layer/root
+# Mounts a layer over those below as $root, with what installing needs.
+open_layer() {
+    layer=$1 root=$1/root
+    mkdir -p "$layer/upper" "$layer/work" "$root"
+    mount -t overlay overlay -o "lowerdir=$2,upperdir=$layer/upper,workdir=$layer/work" "$root"
     mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
     forbid_starts "$root"
+}
+
+close_layer() {
+    strip "$root"
+    umount "$root/proc" "$root"
+    rm -rf "$layer/work" "$root"
+}
+
+install_packages() {
+    open_layer "$1" "$2"
+    cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+    chroot "$root" apt-get -q update
+    # shellcheck disable=SC2086
+    chroot "$root" apt-get -q -y --no-install-recommends install $3
+    chroot "$root" apt-get -q clean
+    close_layer
+}
+
+install_agent() {
+    open_layer "$1" "$2"
     mkdir -p "$root/run/portcullis-image"
     mount -t tmpfs tmpfs "$root/run/portcullis-image"
-    cp "$deb" "$root/run/portcullis-image/agent.deb"
+    cp "$3" "$root/run/portcullis-image/agent.deb"
     chroot "$root" dpkg -i /run/portcullis-image/agent.deb
     umount "$root/run/portcullis-image"
     rmdir "$root/run/portcullis-image"
     # The uplink is a veth here, which the agent must not have to guess.
     mkdir -p "$root/etc/portcullis/conf.d"
     printf '[firewall]\nuplinks = ["eth0"]\n' > "$root/etc/portcullis/conf.d/50-local.toml"
-    strip "$root"
-    umount "$root/proc" "$root"
-    rm -rf "$layer/work" "$layer/root"
+    close_layer
 }
 
 case $1 in
     base) make_base "$2" "$3" "$4" ;;
+    packages) install_packages "$2" "$3" "$4" ;;
     agent) install_agent "$2" "$3" "$4" ;;
     *) echo "image.sh: unknown step $1" >&2; exit 2 ;;
 esac

@@ -57,16 +57,7 @@ impl LocalProvider {
         let state = state.as_ref();
         make_folder(state)?;
         let state = fs::canonicalize(state).map_err(Error::file("find", state))?;
-        // The paths become overlay mount options, where these separate.
-        if state
-            .to_str()
-            .is_none_or(|text| text.contains([':', ',', '\\', ' ', '\n']))
-        {
-            return Err(Error::BadInput(format!(
-                "--state-dir: {} has a character that overlay mounts can't take",
-                state.display()
-            )));
-        }
+        let state = mountable("--state-dir", state)?;
         Ok(Self {
             images: state.clone(),
             network: Network::of(&state),
@@ -291,6 +282,20 @@ impl LocalProvider {
             self.network.remove()
         }
     }
+}
+
+/// The path, if it can be a part of an overlay's mount options, where some characters separate.
+pub(crate) fn mountable(what: &str, path: PathBuf) -> Result<PathBuf> {
+    if path
+        .to_str()
+        .is_none_or(|text| text.contains([':', ',', '\\', ' ', '\n']))
+    {
+        return Err(Error::BadInput(format!(
+            "{what}: {} has a character that overlay mounts can't take",
+            path.display()
+        )));
+    }
+    Ok(path)
 }
 
 /// Makes a folder for root only.
