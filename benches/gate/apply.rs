@@ -68,10 +68,11 @@ struct Way {
     open: String,
 }
 
-pub fn run() {
+pub fn run() -> String {
     let ways = [process(), daemon(), incumbent()];
     let [.., incumbent] = &ways;
-    let cell = |mine: &Samples, theirs: &Samples| format!("{}, {}", mine.summary(), times(theirs.ratio(mine)));
+    let cell =
+        |mine: &Samples, theirs: &Samples| format!("{}, {}", mine.summary(), times(theirs.ratio(mine)));
     let row = |way: &Way| {
         vec![
             way.name.to_owned(),
@@ -84,6 +85,14 @@ pub fn run() {
     let header = ["", "from nothing", "again", "processes", "open while again"];
     let title = "Three ports for anybody (× faster than ufw and DOCKER-USER)";
     stats::print(title, &header, ways.iter().map(row).collect());
+    let told = |way: &Way| {
+        let (first, again) = (time(way.first.median()), time(way.again.median()));
+        format!(
+            "{}: {first}, again {again}, {} processes, open {}",
+            way.name, way.processes, way.open
+        )
+    };
+    ways.each_ref().map(told).join("; ")
 }
 
 /// The ports, and one more: each round has another spec.
@@ -97,7 +106,9 @@ fn process() -> Way {
     let line = format!("{program} lockdown --config {CONFIG}");
     let prepare = || {
         std::fs::write(CONFIG, "[paths]\nstate = \"/run/state\"\n").unwrap();
-        Store::new(Path::new("/run/state")).save_spec(&wanted(8080)).unwrap();
+        Store::new(Path::new("/run/state"))
+            .save_spec(&wanted(8080))
+            .unwrap();
     };
     let first = Samples::of(ROUNDS, |_| {
         let world = World::new();
@@ -115,7 +126,9 @@ fn process() -> Way {
         let mut again = Vec::new();
         let open = watched(&probe, || {
             for round in 0..ROUNDS {
-                Store::new(Path::new("/run/state")).save_spec(&wanted(8081 + round as u16)).unwrap();
+                Store::new(Path::new("/run/state"))
+                    .save_spec(&wanted(8081 + round as u16))
+                    .unwrap();
                 again.push(must(&line));
             }
         });
@@ -136,7 +149,10 @@ fn daemon() -> Way {
         let wanted = Some(Arc::new(wanted(more)));
         let (time, gate) = timed(|| runtime.block_on(guard.enforce(wanted)));
         let held = gate.held.as_ref().unwrap();
-        assert!(held.as_ref() == Some(&gate.planned), "the kernel holds what was planned");
+        assert!(
+            held.as_ref() == Some(&gate.planned),
+            "the kernel holds what was planned"
+        );
         time
     };
     let start = |world: &World| world.host.enter(|| Guard::start(&settings(true)).unwrap());

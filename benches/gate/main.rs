@@ -22,7 +22,7 @@ use std::fs;
 use std::process::ExitCode;
 use std::time::Instant;
 
-const TABLES: [(&str, fn()); 4] = [
+const TABLES: [(&str, fn() -> String); 4] = [
     ("peers", peers::run),
     ("packets", packets::run),
     ("drift", drift::run),
@@ -51,13 +51,18 @@ fn main() -> ExitCode {
     };
     let start = Instant::now();
     facts(&versions);
+    let mut summary = Vec::new();
     for (name, table) in TABLES {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {
             println!("\n## {name}");
-            table();
+            summary.push(format!("- {}", table()));
         }
     }
-    println!("\nLoad of the machine at the end: {}. Took {} s.", load(), start.elapsed().as_secs());
+    println!(
+        "\nLoad of the machine at the end: {}. Took {} s.",
+        load(),
+        start.elapsed().as_secs()
+    );
     ExitCode::SUCCESS
 }
 
@@ -74,7 +79,9 @@ fn facts(versions: &[String]) {
         load(),
         versions.join("; ")
     );
-    println!("Built as the release is, but without link-time optimisation. Each figure: median (least to most, number).");
+    println!(
+        "Built as the release is, but without link-time optimisation. Each figure: median (least to most, number)."
+    );
 }
 
 fn load() -> String {

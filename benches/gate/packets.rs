@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use portcullis::system::nftables::Nftables;
 
 use crate::apply::recipe;
-use crate::common::Namespace;
+use crate::common::{Namespace, eventually};
 use crate::sandbox::{self, Server, must};
 use crate::specs::{peer, plan, rule, spec};
 use crate::stats::{self, Samples, timed, times};
@@ -67,7 +67,12 @@ fn cases() -> Vec<Case> {
         Case::new("gate, 10 rules, 1,000 peers", 10, 1_000, gate),
         Case::new("gate, 10 rules, 100,000 peers", 10, 100_000, gate),
         Case::new("ufw and DOCKER-USER, 10 rules", 10, 0, |_, _| incumbent()),
-        Case::new("iptables, 10 rules, a list of 1,000 peers", 10, 1_000, |_, peers| list(&peers)),
+        Case::new(
+            "iptables, 10 rules, a list of 1,000 peers",
+            10,
+            1_000,
+            |_, peers| list(&peers),
+        ),
     ]
 }
 
@@ -84,9 +89,10 @@ fn incumbent() {
 }
 
 fn list(peers: &[String]) {
-    let mut text = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n-A INPUT -i lo -j ACCEPT\n\
+    let mut text =
+        "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n-A INPUT -i lo -j ACCEPT\n\
         -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
-        .to_owned();
+            .to_owned();
     for peer in peers {
         text += &format!("-A INPUT -s {peer} -j ACCEPT\n");
     }
@@ -172,7 +178,11 @@ impl<'a> Flows<'a> {
 
     /// One round: a time for each kind, where it applies.
     fn round(&self, round: u16) -> [Option<Duration>; KINDS.len()] {
-        let Case { has_firewall, has_peers, .. } = *self.case;
+        let Case {
+            has_firewall,
+            has_peers,
+            ..
+        } = *self.case;
         [
             Some(burst(&[&self.reply.0], &self.reply.1, true)),
             Some(burst(&[&self.first.0], &self.first.1, true)),
@@ -216,7 +226,7 @@ impl<'a> Flows<'a> {
     }
 }
 
-pub fn run() {
+pub fn run() -> String {
     let cases = cases();
     let flows: Vec<Flows<'_>> = cases.iter().map(Flows::new).collect();
     let mut times_of: Vec<[Vec<Duration>; KINDS.len()]> = cases.iter().map(|_| Default::default()).collect();
@@ -235,14 +245,33 @@ pub fn run() {
         .collect();
     let row = |(case, kinds): (&Case, &Vec<Option<Samples>>)| {
         let mut row = vec![case.name.to_owned()];
-        row.extend(kinds.iter().zip(&samples[0]).map(|(kind, base)| cell(kind.as_ref(), base.as_ref())));
+        row.extend(
+            kinds
+                .iter()
+                .zip(&samples[0])
+                .map(|(kind, base)| cell(kind.as_ref(), base.as_ref())),
+        );
         row
     };
     let rows = cases.iter().zip(&samples).map(row).collect();
     let mut header = vec![""];
     header.extend(KINDS);
-    stats::print("A packet of 18 bytes over UDP, and a TCP handshake (× no firewall)", &header, rows);
+    stats::print(
+        "A packet of 18 bytes over UDP, and a TCP handshake (× no firewall)",
+        &header,
+        rows,
+    );
+    drop(flows);
     streams(&cases);
+    let told = |(case, kinds): (&Case, &Vec<Option<Samples>>)| {
+        let median = |kind: usize| Some(stats::time(kinds.get(kind)?.as_ref()?.median()));
+        Some(format!("{}: {} and {}", case.name, median(1)?, median(3)?))
+    };
+    let told: Vec<String> = cases.iter().zip(&samples).filter_map(told).collect();
+    format!(
+        "a packet of an inbound flow, and of a new one: {}",
+        told.join("; ")
+    )
 }
 
 fn cell(kind: Option<&Samples>, base: Option<&Samples>) -> String {
@@ -283,17 +312,9 @@ fn median(mut rates: Vec<f64>) -> f64 {
 /// Bits in a second that arrive, in thousand millions.
 fn stream(client: &Namespace, server: &Namespace, to: Ipv4Addr, port: u16, how: &str) -> f64 {
     let _server = server.enter(|| Server::start(&format!("iperf3 -s -1 -p {port}")));
-    let started = Instant::now();
     let line = format!("iperf3 -c {to} -p {port} -t 1 -J {how}");
-    let report = client.enter(|| {
-        loop {
-            // It does not say when it listens.
-            match sandbox::text(&line) {
-                Ok(report) => return report,
-                Err(reason) => assert!(started.elapsed() < Duration::from_secs(5), "{reason}"),
-            }
-        }
-    });
+    // It does not say when it listens.
+    let report = client.enter(|| eventually(Duration::from_secs(5), "iperf3", || sandbox::text(&line)));
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e9
 }

@@ -11,7 +11,7 @@ use portcullis::agent::gate::guard::Guard;
 use portcullis::policy::ruleset::change::steps;
 use portcullis::system::nftables::Nftables;
 
-use crate::common::Namespace;
+use crate::common::{Namespace, eventually};
 use crate::raw::{self, Raw};
 use crate::sandbox::{self, PATIENCE, Server, command, must};
 use crate::specs::{peer, plan, settings, with_peers};
@@ -51,9 +51,13 @@ const CONTENDERS: [Contender; 8] = [
     ("firewall-cmd --ipset, from a file", firewalld),
 ];
 
-pub fn run() {
+pub fn run() -> String {
+    let mut summary = String::new();
     for size in SIZES {
-        let costs: Vec<(&str, Cost)> = CONTENDERS.iter().map(|(name, cost)| (*name, cost(size))).collect();
+        let costs: Vec<(&str, Cost)> = CONTENDERS
+            .iter()
+            .map(|(name, cost)| (*name, cost(size)))
+            .collect();
         let kernel = &costs[0].1;
         let cell = |cost: &Result<Samples, String>, base: &Result<Samples, String>| match (cost, base) {
             (Ok(cost), Ok(base)) => [cost.summary(), times(cost.ratio(base))],
@@ -70,7 +74,19 @@ pub fn run() {
             .collect();
         let header = ["", "load all", "× kernel", "one more", "× kernel"];
         stats::print(&format!("{size} peers"), &header, rows);
+        summary = format!("{size} peers: {}", told(&costs));
     }
+    summary
+}
+
+/// Medians of what loaded them all.
+fn told(costs: &[(&str, Cost)]) -> String {
+    let one = |(name, cost): &(&str, Cost)| {
+        let (load, one) = (cost.load.as_ref().ok()?, cost.one.as_ref().ok()?);
+        let (load, one) = (stats::time(load.median()), stats::time(one.median()));
+        Some(format!("{name}: {load}, one more {one}"))
+    };
+    costs.iter().filter_map(one).collect::<Vec<_>>().join("; ")
 }
 
 fn rounds(size: usize) -> usize {
@@ -160,17 +176,25 @@ fn daemon(size: usize) -> Cost {
     let enforce = |guard: &Guard, spec| {
         let (time, gate) = timed(|| runtime.block_on(guard.enforce(Some(spec))));
         let held = gate.held.as_ref().unwrap();
-        assert!(held.as_ref() == Some(&gate.planned), "the kernel holds what was planned");
+        assert!(
+            held.as_ref() == Some(&gate.planned),
+            "the kernel holds what was planned"
+        );
         time
     };
     let load = Samples::of(rounds(size), |_| {
         let host = Namespace::new("daemon");
-        enforce(&host.enter(|| Guard::start(&settings(true)).unwrap()), all.clone())
+        enforce(
+            &host.enter(|| Guard::start(&settings(true)).unwrap()),
+            all.clone(),
+        )
     });
     let host = Namespace::new("daemon");
     let guard = host.enter(|| Guard::start(&settings(true)).unwrap());
     enforce(&guard, all.clone());
-    let one = Samples::of(MORE, |round| enforce(&guard, Arc::new(with_peers(size + round + 1))));
+    let one = Samples::of(MORE, |round| {
+        enforce(&guard, Arc::new(with_peers(size + round + 1)))
+    });
     Cost {
         load: Ok(load),
         one: Ok(one),
@@ -205,7 +229,10 @@ fn commands(
         prepare();
         load()?;
         let in_time = |_: &usize| started.elapsed() < BUDGET;
-        (1..=MORE).take_while(in_time).map(|round| one(size + round)).collect()
+        (1..=MORE)
+            .take_while(in_time)
+            .map(|round| one(size + round))
+            .collect()
     });
     Cost {
         load: Ok(Samples::new(loads)),
@@ -239,7 +266,8 @@ fn nft(size: usize) -> Cost {
 
 fn iptables(size: usize) -> Cost {
     let rules = lines(size, |address| format!("-A INPUT -s {address} -j ACCEPT"));
-    let file = format!("*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n");
+    let file =
+        format!("*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n");
     commands(
         size,
         || std::fs::write(FILE, &file).unwrap(),
@@ -287,12 +315,11 @@ fn firewalld(size: usize) -> Cost {
         must("firewall-offline-cmd --new-ipset=peers --type=hash:ip --option=maxelem=262144");
         must("firewall-offline-cmd --zone=trusted --add-source=ipset:peers");
         let _service = Server::start("firewalld --nofork");
-        let started = Instant::now();
-        while let Err(reason) = command("firewall-cmd --state") {
-            assert!(started.elapsed() < PATIENCE, "firewalld does not start: {reason}");
-        }
+        eventually(PATIENCE, "firewalld runs", || command("firewall-cmd --state"));
         std::fs::write(FILE, &list).unwrap();
-        let load = command(&format!("firewall-cmd --ipset=peers --add-entries-from-file={FILE}"));
+        let load = command(&format!(
+            "firewall-cmd --ipset=peers --add-entries-from-file={FILE}"
+        ));
         let ones: Result<Vec<Duration>, String> = match &load {
             Ok(_) => (size..size + 7)
                 .map(|i| command(&format!("firewall-cmd --ipset=peers --add-entry={}", peer(i))))

@@ -141,11 +141,7 @@ fn elements(addresses: &[Ipv4Addr]) -> Vec<Message> {
     };
     let message = |chunk: &[Ipv4Addr]| {
         let list: Vec<u8> = chunk.iter().flat_map(one).collect();
-        let parts = [
-            text(1, "kernel"),
-            text(2, "peers"),
-            attribute(NESTED | 3, &list),
-        ];
+        let parts = [text(1, "kernel"), text(2, "peers"), attribute(NESTED | 3, &list)];
         (NEW_ELEMENTS, INET, parts.concat())
     };
     addresses.chunks(1000).map(message).collect()
@@ -177,7 +173,12 @@ fn batch(messages: &[Message]) -> Vec<u8> {
 /// `struct nlmsghdr`, `struct nfgenmsg`, attributes.
 fn message(kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + 4 + attributes.len()).unwrap();
-    let mut bytes = [length.to_ne_bytes().as_slice(), &kind.to_ne_bytes(), &flags.to_ne_bytes()].concat();
+    let mut bytes = [
+        length.to_ne_bytes().as_slice(),
+        &kind.to_ne_bytes(),
+        &flags.to_ne_bytes(),
+    ]
+    .concat();
     bytes.extend([0; 8]);
     bytes.extend([family, 0]);
     bytes.extend(resource.to_be_bytes());

@@ -84,7 +84,10 @@ fn run(line: &str) -> Result<(Duration, Output), String> {
     match output.status.signal() {
         None if output.status.success() => Ok((time, output)),
         Some(_) => Err(format!("over {} s", PATIENCE.as_secs())),
-        None => Err(format!("{line}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        None => Err(format!(
+            "{line}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
     }
 }
 

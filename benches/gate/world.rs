@@ -23,7 +23,10 @@ impl World {
         let (host, outside) = (Namespace::new("host"), Namespace::new("out"));
         host.connect("eth0", &outside, "eth0");
         for (namespace, address) in [(&host, HOST), (&outside, STRANGER), (&outside, PEER)] {
-            common::run(&format!("ip -n {} addr add {address}/24 dev eth0", namespace.name()));
+            common::run(&format!(
+                "ip -n {} addr add {address}/24 dev eth0",
+                namespace.name()
+            ));
         }
         Self { host, outside }
     }
@@ -37,7 +40,10 @@ impl World {
 
     /// From an address outside to a port of the host: the sender, and the receiver.
     pub fn inbound(&self, from: Ipv4Addr, port: u16) -> (UdpSocket, UdpSocket) {
-        let (here, there) = (Self::bound(&self.host, HOST, port), Self::bound(&self.outside, from, 0));
+        let (here, there) = (
+            Self::bound(&self.host, HOST, port),
+            Self::bound(&self.outside, from, 0),
+        );
         there.connect((HOST, port)).unwrap();
         (there, here)
     }
@@ -45,7 +51,10 @@ impl World {
     pub fn probe(&self) -> Probe {
         let probe = Probe(self.inbound(STRANGER, DENIED));
         // The neighbour's address is asked for once.
-        common::run(&format!("ip netns exec {} ping -c1 -W1 {STRANGER}", self.host.name()));
+        common::run(&format!(
+            "ip netns exec {} ping -c1 -W1 {STRANGER}",
+            self.host.name()
+        ));
         probe
     }
 }
