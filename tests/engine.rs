@@ -473,12 +473,19 @@ fn sessions_older_than_the_gate_go_on_and_new_ones_do_not_begin() {
         TcpStream::connect_timeout(&"10.9.0.1:1001".parse().unwrap(), Duration::from_millis(300)).is_err()
     });
     assert!(refused, "a new session is not let in");
-    // Nothing is kept for a host that had a gate before.
-    drop((inbound, outbound, guard));
-    let owner = || host.enter(|| read(&mut Nftables::open().unwrap()).owner);
-    while owner() != Owner::Orphan {
-        std::thread::yield_now();
-    }
-    let again = host.enter(|| Guard::start(&settings(false)).unwrap());
-    assert_eq!(wait(again.enforce(Some(Arc::new(spec(0, &[SSH]))))).kept, 0);
+    // The next daemon goes on keeping it, as long as there is a session.
+    let next = |guard: Guard| {
+        drop(guard);
+        let owner = || host.enter(|| read(&mut Nftables::open().unwrap()).owner);
+        while owner() != Owner::Orphan {
+            std::thread::yield_now();
+        }
+        host.enter(|| Guard::start(&settings(true)).unwrap())
+    };
+    let guard = next(guard);
+    assert_eq!(wait(guard.enforce(Some(Arc::new(spec(0, &[SSH]))))).kept, 1);
+    assert!(flows(&inbound.0, &inbound.1) && flows(&outbound.1, &outbound.0));
+    drop((inbound, outbound));
+    let guard = next(guard);
+    assert_eq!(wait(guard.enforce(Some(Arc::new(spec(0, &[SSH]))))).kept, 0);
 }

@@ -22,7 +22,10 @@ use std::fs;
 use std::process::ExitCode;
 use std::time::Instant;
 
-const TABLES: [(&str, fn() -> String); 4] = [
+/// A name, and what prints the table and gives its summary.
+type Bench = (&'static str, fn() -> String);
+
+const TABLES: [Bench; 4] = [
     ("peers", peers::run),
     ("packets", packets::run),
     ("drift", drift::run),

@@ -190,7 +190,7 @@ impl<'a> Flows<'a> {
             Some(self.new_flows(round, STRANGER, FIRST, &self.first.1)),
             has_peers.then(|| self.new_flows(round, PEER, 4711, &self.peer.1)),
             has_firewall.then(|| burst(&[&self.denied.0], &self.denied.1, false)),
-            (round % 10 == 0).then(|| self.connections()),
+            round.is_multiple_of(10).then(|| self.connections()),
         ]
     }
 

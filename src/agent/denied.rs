@@ -72,8 +72,8 @@ impl Denied {
     fn stop(&self, error: &io::Error) {
         let group = SAMPLE.group;
         let reason = format!(
-            "nfnetlink_log group {group}: {error} (another program may be bound to the group, or the kernel \
-             lacks CONFIG_NETFILTER_NETLINK_LOG; looked at again when the daemon restarts)"
+            "nfnetlink_log group {group}: {error} (is another program bound to the group, or does the kernel \
+             lack CONFIG_NETFILTER_NETLINK_LOG? A restart of the daemon tries again)"
         );
         warn!(
             MESSAGE_ID = id::DEGRADED,

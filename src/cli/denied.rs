@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::status::{ask, unexpected};
 use super::{Failure, Format, Global, print, print_json, require_root, runtime};
+use crate::policy::metadata;
 use crate::system::nftables::{Count, Nftables};
 
 /// How the comments of rules that deny begin.
@@ -57,7 +58,8 @@ fn sample(global: &Global, top: u16) -> Result<DeniedSample, Failure> {
 fn reasons(counts: &[(String, Count)]) -> Vec<(&str, Count)> {
     let mut sums: BTreeMap<&str, Count> = BTreeMap::new();
     for (comment, count) in counts {
-        if let Some(reason) = comment.strip_prefix(DENIED) {
+        let lock = (comment == metadata::LOCK).then_some(metadata::LOCK);
+        if let Some(reason) = comment.strip_prefix(DENIED).or(lock) {
             *sums.entry(reason).or_default() += *count;
         }
     }
@@ -101,7 +103,8 @@ fn text(reasons: &[(&str, Count)], sample: &Result<DeniedSample, String>) -> Str
                 sample.sources.iter().map(row),
             );
             format!(
-                "Sources, from a sample of {} packets since {:.0} (at most 10 a second; a source can be forged):\n\
+                "Sources, from a sample of {} packets that no rule lets in, since {:.0} (at most 10 a second; a \
+                 source can be forged):\n\
                  {sources}",
                 sample.packets, sample.since
             )
@@ -180,8 +183,12 @@ mod tests {
             ("rule denied".to_owned(), counted(2)),
             ("denied tcp".to_owned(), counted(3)),
             ("denied tcp".to_owned(), counted(4)),
+            ("metadata lock".to_owned(), counted(5)),
         ];
-        assert_eq!(reasons(&counts), [("tcp", counted(7))]);
+        assert_eq!(
+            reasons(&counts),
+            [("metadata lock", counted(5)), ("tcp", counted(7))]
+        );
     }
 
     #[test]

@@ -149,7 +149,7 @@ fn elements<'a>(ruleset: &'a Ruleset, set: &str) -> Option<&'a Elements> {
 }
 
 fn names(elements: Option<&Elements>, interface: &str) -> bool {
-    matches!(elements, Some(Elements::Interfaces(names)) if names.contains(interface))
+    matches!(elements, Some(Elements::Interfaces(names) | Elements::Outgoing(names)) if names.contains(interface))
 }
 
 fn is_in(elements: Option<&Elements>, address: IpAddr) -> bool {
@@ -193,7 +193,7 @@ fn by_rule(verdict: Option<Verdict>, rule: &Rule, spec: Option<&Spec>) -> Explan
             "rules let in to this host, not to its containers' own addresses".to_owned(),
             Requirement::BrevNet1,
         ),
-        Some(("denied", what)) if what.starts_with("spoofed") || what == "invalid" => {
+        Some(("denied", what)) if what.starts_with("spoofed") || matches!(what, "invalid" | "redirect") => {
             (format!("nobody may send this: {what}"), Requirement::BrevNet1)
         }
         Some(("denied", _)) => ("no rule lets it in".to_owned(), Requirement::BrevNet1),

@@ -21,6 +21,8 @@ use super::ruleset::{
 pub const GATE: &str = "gate";
 /// The set of interfaces that are not filtered.
 pub const INTERNAL: &str = "internal";
+/// The same interfaces, as those that packets are routed to.
+const CONTAINERS: &str = "internal.routed";
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -60,6 +62,21 @@ pub struct Inputs<'a> {
     pub metadata_lock: bool,
     /// Hosts with TCP sessions that are older than the gate, which goes on letting them in.
     pub kept: &'a BTreeSet<IpAddr>,
+    /// Whether a sample of what is denied is copied to who listens; some kernels can't.
+    pub sample: bool,
+}
+
+/// Comment of the rule that copies a sample of what is denied.
+pub const SAMPLE_RULE: &str = "denied sample";
+
+/// The hosts whose older sessions a held table keeps.
+pub fn kept_by(held: &Ruleset) -> BTreeSet<IpAddr> {
+    let sets = Family::BOTH.map(|family| held.set(&kept_set(family)));
+    let addresses = sets.into_iter().flatten().map(|set| match &set.elements {
+        Elements::Addresses(_, addresses) => addresses.clone(),
+        _ => BTreeSet::new(),
+    });
+    addresses.flatten().collect()
 }
 
 /// No spec, no internal interface: the baseline.
@@ -73,6 +90,7 @@ impl Default for Inputs<'_> {
             health_port: 7443,
             metadata_lock: false,
             kept: &NO_ADDRESSES,
+            sample: true,
         }
     }
 }
@@ -100,7 +118,7 @@ pub fn ruleset(inputs: Inputs<'_>) -> Ruleset {
             builder.ingress(rule);
         }
     }
-    builder.finish()
+    builder.finish(inputs.sample)
 }
 
 #[derive(Default)]
@@ -161,6 +179,13 @@ impl Builder {
                 Some(Drop),
             );
         }
+        // Conntrack counts one among the flow that it quotes; IPv6's are of no flow, and no rule lets them in.
+        let redirect = vec![
+            Match::Family(Family::Ipv4),
+            Match::Protocol(ICMP),
+            Match::IcmpType(5..=5),
+        ];
+        self.counted("denied redirect", redirect, Some(Drop));
     }
 
     /// Answers to flows that began here. A flow that came from outside is judged anew with each of its
@@ -194,9 +219,9 @@ impl Builder {
     }
 
     /// What is left is denied: a sample of it is told, all of it is counted, by protocol.
-    fn denied(&mut self) {
-        self.rules.push(Rule {
-            comment: "denied sample".to_owned(),
+    fn denied(&mut self, sample: bool) {
+        let copied = Rule {
+            comment: SAMPLE_RULE.to_owned(),
             matches: vec![Match::Limit {
                 rate: SAMPLE_RATE,
                 burst: SAMPLE_BURST,
@@ -204,7 +229,8 @@ impl Builder {
             log: Some(SAMPLE),
             counter: false,
             verdict: None,
-        });
+        };
+        self.rules.extend(sample.then_some(copied));
         for (name, number) in [("tcp", TCP), ("udp", UDP), ("icmp", ICMP), ("icmpv6", ICMPV6)] {
             let comment = format!("denied {name}");
             self.counted(&comment, vec![Match::Protocol(number)], Some(Verdict::Drop));
@@ -293,7 +319,8 @@ impl Builder {
     /// of this host here.
     fn containers(&mut self, internal: &BTreeSet<String>) {
         if !internal.is_empty() {
-            let matches = vec![Match::RoutedTo(INTERNAL.to_owned())];
+            self.set(CONTAINERS.to_owned(), Elements::Outgoing(internal.clone()));
+            let matches = vec![Match::RoutedTo(CONTAINERS.to_owned())];
             self.counted("denied container", matches, Some(Verdict::Drop));
         }
     }
@@ -390,8 +417,8 @@ impl Builder {
         }
     }
 
-    fn finish(mut self) -> Ruleset {
-        self.denied();
+    fn finish(mut self, sample: bool) -> Ruleset {
+        self.denied(sample);
         self.sets.sort_by(|a, b| a.name.cmp(&b.name));
         let hook = Hook {
             number: PREROUTING,

@@ -91,6 +91,11 @@ mod tests {
             link(3, "eth1", "veth"),
             link(4, "vlan7", "vlan"),
             link(5, "bond0", "bond"),
+            // What comes by a tunnel has an outer address that may be forged.
+            link(6, "flannel.1", "vxlan"),
+            link(7, "genev_sys_6081", "geneve"),
+            link(8, "tunl0", "ipip"),
+            link(9, "gre1", "gre"),
         ];
         assert!(names(&links, &LinkSettings::default()).is_empty());
     }

@@ -30,6 +30,9 @@ pub const ADDRESSES: [IpAddr; 6] = [
 const NAME_PROTOCOLS: [u8; 2] = [6, 17];
 const NAME_PORT: u16 = 53;
 
+/// The comment of the rules that refuse.
+pub const LOCK: &str = "metadata lock";
+
 /// Refuses what comes in by an interface of the set for one of [`ADDRESSES`]. Name look-ups go on: on
 /// Google Cloud and Azure the name server has the same address.
 pub fn rules(interfaces: &str) -> Vec<Rule> {
@@ -50,7 +53,7 @@ pub fn rules(interfaces: &str) -> Vec<Rule> {
             Match::Family(Family::of(address)),
             Match::Destination(address.into()),
         ];
-        rule("metadata lock", matches, Verdict::Reject)
+        rule(LOCK, matches, Verdict::Reject)
     });
     names.into_iter().chain(refused).collect()
 }

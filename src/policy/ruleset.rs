@@ -71,8 +71,10 @@ pub struct Set {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Elements {
-    /// Names of interfaces.
+    /// Names of interfaces that packets come in by.
     Interfaces(BTreeSet<String>),
+    /// Names of interfaces that packets are routed to: to nft(8), another type.
+    Outgoing(BTreeSet<String>),
     /// Single addresses of one family: a hash set, flat in its size.
     Addresses(Family, BTreeSet<IpAddr>),
     /// Address ranges of one family, first to last, sorted, neither overlapping nor touching.
@@ -108,7 +110,7 @@ impl Elements {
     /// How many.
     pub fn len(&self) -> usize {
         match self {
-            Self::Interfaces(names) => names.len(),
+            Self::Interfaces(names) | Self::Outgoing(names) => names.len(),
             Self::Addresses(_, addresses) => addresses.len(),
             Self::Ranges(_, ranges) => ranges.len(),
         }

@@ -49,12 +49,12 @@ impl Group {
     /// Binds to the group of a log, in the network namespace of the calling thread. Each packet is told
     /// at once: the rule limits how many there are.
     ///
-    /// No protocol family is bound (`NFULNL_CFG_CMD_PF_BIND`): that would make this the logger of rules
-    /// without a group too, which are others'.
+    /// No protocol family is bound (`NFULNL_CFG_CMD_PF_BIND`): that would change its default logger
+    /// (`/proc/net/netfilter/nf_log`) for everybody.
     ///
     /// # Errors
-    /// `EBUSY` if another process is bound to the group, `EPERM` without `CAP_NET_ADMIN`, `EINVAL` from a
-    /// kernel without nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG).
+    /// `EPERM` if another process is bound to the group or `CAP_NET_ADMIN` is missing, `EINVAL` from a kernel
+    /// without nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG).
     pub fn bind(log: Log) -> io::Result<Self> {
         let mut connection = Connection::open(NETLINK_NETFILTER, &[])?;
         // Version 0, the group where other subsystems have a resource's number.

@@ -68,6 +68,12 @@ impl Daemon {
         })
     }
 
+    /// Ends it, without a word.
+    pub fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// The accepted spec's file.
     pub fn accepted(&self) -> PathBuf {
         self.folder.path().join("state/spec.json")
@@ -86,8 +92,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 

@@ -111,6 +111,12 @@ pub fn extended(extensions: &[Extension], protocol: u8, body: Vec<u8>) -> (u8, V
     (next, bytes)
 }
 
+/// The body behind the option that makes routers look at it (RFC 2711), as multicast listeners send it.
+pub fn router_alert(protocol: u8, body: Vec<u8>) -> (u8, Vec<u8>) {
+    let options = [protocol, 0, 5, 2, 0, 0, 1, 0];
+    (Extension::HopByHop.number(), [&options[..], &body].concat())
+}
+
 /// What an IP header says; both addresses are of one family.
 #[derive(Clone, Copy, Debug)]
 pub struct Header {

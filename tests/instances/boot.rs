@@ -148,6 +148,8 @@ fn request(lab: &Lab, agent: bool) -> LaunchRequest {
     let mut request = lab.request("one", "c-1");
     request.rules = vec![allow("22/tcp"), allow("8080/tcp"), allow("8080/udp")];
     request.image.overlay = Some(overlay);
+    // Making it takes longer than anybody wants to knock.
+    lab.provider.ensure_image(&request.image, &Quiet).unwrap();
     request
 }
 

@@ -18,6 +18,8 @@ mod boot;
 mod changes;
 mod cluster;
 mod containers;
+mod denied;
+mod dhcp;
 mod endpoint;
 mod faults;
 mod lab;

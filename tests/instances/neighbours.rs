@@ -63,14 +63,19 @@ fn what_ufw_drops_is_named_until_ufw_lets_it_in() {
     machine.until_check(CheckId::FirewallConflicts, Status::Pass);
 
     machine.ok("ufw --force enable");
-    let check = until_ssh_is(true, &machine);
+    // ufw loads one family after the other, and the daemon may look in between.
+    let check = eventually(SOON, "both families are named", || {
+        let check = until_ssh_is(true, &machine);
+        let found = conflicts(&check);
+        let names = |table| found.iter().any(|c| c[..3] == [table, "INPUT", "policy drop"]);
+        if names("ip filter") && names("ip6 filter") {
+            Ok(check)
+        } else {
+            Err(found)
+        }
+    });
     assert_eq!(ssh(&machine, &stranger), [Reached::Filtered; 2], "{check:#?}");
     assert_eq!(check.status, Status::Warn);
-    let found = conflicts(&check);
-    for table in ["ip filter", "ip6 filter"] {
-        let place = [table, "INPUT", "policy drop"];
-        assert!(found.iter().any(|c| c[..3] == place), "{found:#?}");
-    }
     assert!(check.remedy.unwrap().contains("ufw allow "));
     // The instance says the same whoever asks.
     let asked = machine.run("portcullis check --format json");

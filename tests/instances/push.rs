@@ -185,12 +185,13 @@ fn a_report_is_pushed_when_a_spec_is_accepted_and_at_once_when_readiness_changes
 
     let start = Instant::now();
     machine.ok("systemctl stop ssh");
-    let (arrived, report) = receiver.next(Duration::from_secs(3));
+    // What is less urgent may be told before it.
+    let (arrived, report) = receiver.until("not ready", |report| !report.ready);
     println!(
         "a stopped sshd was told to the control plane after {:?}",
         arrived - start
     );
-    assert!(!report.ready, "{report:#?}");
+    assert!(arrived - start < Duration::from_secs(3), "{report:#?}");
     // A report in the middle of the change is followed by one that has all of it.
     let stopped = |check: &Check| check.id == CheckId::SshdRunning;
     if !report.blocking().any(stopped) {

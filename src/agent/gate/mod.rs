@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::config::Settings;
 use crate::log::id;
-use crate::policy::firewall::{Inputs, ruleset};
+use crate::policy::firewall::{Inputs, SAMPLE_RULE, kept_by, ruleset};
 use crate::policy::links;
 use crate::policy::observation::{self, Observed};
 use crate::policy::ruleset::Ruleset;
@@ -40,6 +40,8 @@ pub struct Gatekeeper {
     applied: Option<Arc<Ruleset>>,
     /// Hosts with sessions that are older than the gate.
     kept: BTreeSet<IpAddr>,
+    /// Whether denied packets are sampled: until the kernel refuses that.
+    sample: bool,
     repaired: u64,
     storm: Storm,
     /// Who made the last change that had to be undone.
@@ -68,6 +70,7 @@ impl Gatekeeper {
             held: None,
             applied: None,
             kept: BTreeSet::new(),
+            sample: true,
             repaired: 0,
             storm: Storm::default(),
             culprit: None,
@@ -83,11 +86,15 @@ impl Gatekeeper {
     /// left alone. When a foreign change can wait and there are too many, nothing is done until
     /// [`Storm::wait`] is over.
     fn reconcile(&mut self, spec: Option<&Spec>, cause: &Cause) -> observation::Gate {
-        let planned = Arc::new(plan(&self.settings, spec, &self.kept));
         if matches!(cause, Cause::Foreign(_)) {
             self.held = None;
         }
-        let result = self.enforce(&planned, cause);
+        let mut planned = Arc::new(self.plan(spec));
+        let mut result = self.enforce(&planned, cause);
+        if self.can_do_without(&result) {
+            planned = Arc::new(self.plan(spec));
+            result = self.enforce(&planned, cause);
+        }
         let (applied, held) = match result {
             Ok(()) => (Ok(()), Ok(self.held.as_ref())),
             Err(error) => {
@@ -109,6 +116,25 @@ impl Gatekeeper {
         gate.culprit.clone_from(&self.culprit);
         gate.kept = self.kept.len();
         gate
+    }
+
+    fn plan(&self, spec: Option<&Spec>) -> Ruleset {
+        plan(&self.settings, spec, &self.kept, self.sample)
+    }
+
+    /// A kernel without nfnetlink_log refuses the whole table for the one rule that shuts nothing.
+    fn can_do_without(&mut self, result: &Result<(), Error>) -> bool {
+        let refused = match result {
+            Err(Error::Refused { object, .. }) => object.contains(SAMPLE_RULE),
+            _ => false,
+        };
+        if refused && self.sample {
+            warn!(
+                MESSAGE_ID = id::DEGRADED,
+                "the kernel can't copy denied packets: they are counted, not told"
+            );
+        }
+        refused && std::mem::take(&mut self.sample)
     }
 
     fn enforce(&mut self, planned: &Arc<Ruleset>, cause: &Cause) -> Result<(), Error> {
@@ -224,9 +250,13 @@ impl Gatekeeper {
     /// On a host that runs already, sessions are older than the gate: conntrack does not know them, and
     /// the rules may not let them in. They go on until they end.
     fn keep_sessions(&mut self, spec: Option<&Spec>) {
-        let never_applied = matches!(self.nftables.read(), Ok(None));
-        if never_applied {
-            self.kept = sessions::older_than_the_gate(&plan(&self.settings, spec, &BTreeSet::new()));
+        match self.nftables.read() {
+            Ok(None) => self.kept = sessions::older_than_the_gate(&self.plan(spec)),
+            Ok(Some(held)) => {
+                self.kept = kept_by(&held.ruleset);
+                self.forget_ended();
+            }
+            Err(_) => {}
         }
         if !self.kept.is_empty() {
             let hosts = self.kept.len();
@@ -246,7 +276,7 @@ impl Gatekeeper {
 }
 
 /// What the kernel should hold for this spec, now. Links that can't be read count as uplinks.
-pub fn plan(settings: &Settings, spec: Option<&Spec>, kept: &BTreeSet<IpAddr>) -> Ruleset {
+fn plan(settings: &Settings, spec: Option<&Spec>, kept: &BTreeSet<IpAddr>, sample: bool) -> Ruleset {
     let links = system_links::read().unwrap_or_else(|error| {
         warn!(MESSAGE_ID = id::DEGRADED, %error, "links can't be read: all of them are filtered");
         Vec::new()
@@ -258,13 +288,27 @@ pub fn plan(settings: &Settings, spec: Option<&Spec>, kept: &BTreeSet<IpAddr>) -
         health_port: settings.listen.port(),
         metadata_lock: settings.metadata_lock,
         kept,
+        sample,
     })
 }
 
-/// Looks, without changing anything.
+/// Looks, without changing anything. What the daemon decided when it applied the table is taken from there:
+/// which older sessions are kept, and whether the kernel can copy packets.
 pub fn observe(settings: &Settings, spec: Option<&Spec>) -> observation::Gate {
-    let planned = Arc::new(plan(settings, spec, &BTreeSet::new()));
     let held = Nftables::open().and_then(|mut nftables| nftables.read());
+    let there = held
+        .as_ref()
+        .ok()
+        .and_then(Option::as_ref)
+        .map(|held| &held.ruleset);
+    let kept = there.map(kept_by).unwrap_or_default();
+    let rules = |held: &Ruleset| {
+        held.chains
+            .iter()
+            .flat_map(|chain| &chain.rules)
+            .any(|rule| rule.log.is_some())
+    };
+    let planned = Arc::new(plan(settings, spec, &kept, there.is_none_or(rules)));
     seen(planned, held.map_err(|e| e.to_string()), Ok(()))
 }
 

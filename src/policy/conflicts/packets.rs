@@ -189,7 +189,7 @@ fn ends(elements: &Elements) -> Vec<IpAddr> {
             let (first, last) = (ranges.first(), ranges.last());
             first.zip(last).map(|((first, _), (_, last))| (first, last))
         }
-        Elements::Interfaces(_) => None,
+        Elements::Interfaces(_) | Elements::Outgoing(_) => None,
     };
     ends.map(|(first, last)| both(*first, *last)).unwrap_or_default()
 }

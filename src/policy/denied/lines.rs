@@ -14,7 +14,7 @@ const SAME: Duration = Duration::from_secs(60);
 /// All together get a line so often,
 const PAUSE: Duration = Duration::from_secs(1);
 /// and so many at once after a time without.
-pub const AT_ONCE: u32 = 20;
+const AT_ONCE: u32 = 20;
 
 /// The lines of the last while.
 #[derive(Debug)]

@@ -73,6 +73,10 @@ fn element_steps(old: &Set, new: &Set, steps: &mut Vec<Step>) -> Option<()> {
             Elements::Interfaces(b.difference(a).cloned().collect()),
             Elements::Interfaces(a.difference(b).cloned().collect()),
         ),
+        (Elements::Outgoing(a), Elements::Outgoing(b)) => (
+            Elements::Outgoing(b.difference(a).cloned().collect()),
+            Elements::Outgoing(a.difference(b).cloned().collect()),
+        ),
         (Elements::Addresses(f, a), Elements::Addresses(g, b)) if f == g => (
             Elements::Addresses(*g, b.difference(a).copied().collect()),
             Elements::Addresses(*f, a.difference(b).copied().collect()),
@@ -138,10 +142,12 @@ pub fn opens(held: Option<&Ruleset>, wanted: &Ruleset) -> bool {
             .any(|set| wanted.set(&set.name).is_none_or(|wanted| !is_within(set, wanted)))
 }
 
-/// Our sets of addresses are of who is let in, so fewer elements let in less. Interfaces are let in from,
-/// and shut to: no other set of them is as tight.
+/// Sets of what is let in: fewer elements let in less. What is routed to some interfaces is shut out, and
+/// fewer of them shut less.
 fn is_within(held: &Set, wanted: &Set) -> bool {
     match (&held.elements, &wanted.elements) {
+        (Elements::Interfaces(a), Elements::Interfaces(b)) => a.is_subset(b),
+        (Elements::Outgoing(a), Elements::Outgoing(b)) => b.is_subset(a),
         (Elements::Addresses(f, a), Elements::Addresses(g, b)) => f == g && a.is_subset(b),
         (a, b) => a == b,
     }
@@ -323,14 +329,12 @@ mod tests {
         ));
         assert!(changed(|held| held.chains[0].rules.swap(0, 1)));
         assert!(opens(Some(&with(&[22, 80], &[1, 2, 3])), &wanted));
-        let internal = |names: &[&str]| {
-            let internal = names.iter().map(|name| (*name).to_owned()).collect();
-            ruleset(Inputs {
-                internal: &internal,
-                ..Inputs::default()
-            })
+        let routed = |names: &[&str]| {
+            let mut ruleset = wanted.clone();
+            ruleset.sets[0].elements = Elements::Outgoing(names.iter().map(|n| (*n).to_owned()).collect());
+            ruleset
         };
-        let (one, two) = (internal(&["a"]), internal(&["a", "b"]));
-        assert!(opens(Some(&one), &two) && opens(Some(&two), &one));
+        let (one, two) = (routed(&["a"]), routed(&["a", "b"]));
+        assert!(opens(Some(&one), &two) && !opens(Some(&two), &one));
     }
 }

@@ -87,7 +87,9 @@ impl fmt::Display for Rule {
 impl fmt::Display for Elements {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list: Vec<String> = match self {
-            Self::Interfaces(names) => names.iter().map(|name| format!("{name:?}")).collect(),
+            Self::Interfaces(names) | Self::Outgoing(names) => {
+                names.iter().map(|name| format!("{name:?}")).collect()
+            }
             Self::Addresses(_, addresses) => addresses.iter().map(ToString::to_string).collect(),
             Self::Ranges(_, ranges) => ranges
                 .iter()
@@ -101,13 +103,14 @@ impl fmt::Display for Elements {
 impl fmt::Display for Set {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, flags) = match &self.elements {
-            Elements::Interfaces(_) => ("ifname", ""),
-            Elements::Addresses(Family::Ipv4, _) => ("ipv4_addr", ""),
-            Elements::Addresses(Family::Ipv6, _) => ("ipv6_addr", ""),
-            Elements::Ranges(Family::Ipv4, _) => ("ipv4_addr", " flags interval;"),
-            Elements::Ranges(Family::Ipv6, _) => ("ipv6_addr", " flags interval;"),
+            Elements::Interfaces(_) => ("type ifname", ""),
+            Elements::Outgoing(_) => ("typeof fib daddr oifname", ""),
+            Elements::Addresses(Family::Ipv4, _) => ("type ipv4_addr", ""),
+            Elements::Addresses(Family::Ipv6, _) => ("type ipv6_addr", ""),
+            Elements::Ranges(Family::Ipv4, _) => ("type ipv4_addr", " flags interval;"),
+            Elements::Ranges(Family::Ipv6, _) => ("type ipv6_addr", " flags interval;"),
         };
-        write!(f, "set {} {{ type {kind};{flags}", self.name)?;
+        write!(f, "set {} {{ {kind};{flags}", self.name)?;
         if !self.elements.is_empty() {
             write!(f, " elements = {{ {} }}", self.elements)?;
         }
@@ -157,6 +160,7 @@ const SHOWN: usize = 10;
 fn shortened(elements: &Elements) -> String {
     let first = match elements {
         Elements::Interfaces(names) => Elements::Interfaces(names.iter().take(SHOWN).cloned().collect()),
+        Elements::Outgoing(names) => Elements::Outgoing(names.iter().take(SHOWN).cloned().collect()),
         Elements::Addresses(family, all) => {
             Elements::Addresses(*family, all.iter().take(SHOWN).copied().collect())
         }

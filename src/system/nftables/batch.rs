@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
 
-use super::expression::verdict_code;
+use super::expression::{NFT_FIB_RESULT_OIFNAME, NFTA_FIB_F_DADDR, verdict_code};
 use super::lower::{address_bytes, interface_bytes, lower};
 use super::read::{NFTA_DATA_VALUE, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS};
 use crate::policy::ruleset::change::Step;
@@ -39,14 +39,12 @@ const NFTA_LIST_ELEM: u16 = 1;
 const TYPE_IPADDR: u32 = 7;
 const TYPE_IP6ADDR: u32 = 8;
 pub const TYPE_IFNAME: u32 = 41;
+pub const TYPE_STRING: u32 = 5;
 
 /// `NFTNL_UDATA_RULE_COMMENT` of libnftnl, as nft(8) shows it.
 pub const UDATA_COMMENT: u8 = 0;
 const UDATA_SET_KEY_BYTE_ORDER: u8 = 0;
-
-/// `NFTNL_UDATA_SET_KEYBYTEORDER` of libnftnl, and nft's `BYTEORDER_HOST_ENDIAN`.
-const UDATA_SET_KEYBYTEORDER: u8 = 0;
-const BYTEORDER_HOST_ENDIAN: u32 = 1;
+const UDATA_SET_KEY_TYPEOF: u8 = 3;
 
 /// Message header of the `inet` family.
 pub fn header(family: NetfilterProtoFamily, resource: u16) -> NetfilterHeader {
@@ -322,6 +320,7 @@ fn held_rule(chain: &str, handle: u64) -> RuleMessage {
 fn new_set(set: &Set, id: u32) -> NfTablesMessage {
     let (key_type, key_len, flags) = match &set.elements {
         Elements::Interfaces(_) => (TYPE_IFNAME, 16, SetFlags::empty()),
+        Elements::Outgoing(_) => (TYPE_STRING, 16, SetFlags::empty()),
         Elements::Addresses(Family::Ipv4, _) => (TYPE_IPADDR, 4, SetFlags::empty()),
         Elements::Addresses(Family::Ipv6, _) => (TYPE_IP6ADDR, 16, SetFlags::empty()),
         Elements::Ranges(Family::Ipv4, _) => (TYPE_IPADDR, 4, SetFlags::Interval),
@@ -335,26 +334,23 @@ fn new_set(set: &Set, id: u32) -> NfTablesMessage {
         SetAttribute::KeyLen(key_len),
         SetAttribute::Id(id),
     ];
-    if matches!(set.elements, Elements::Interfaces(_)) {
-        attributes.push(SetAttribute::UserData(host_endian()));
-    }
     if let Elements::Addresses(_, addresses) = &set.elements {
         // Sizes the hash table at once. Room is left, since a set of a fixed size takes no more.
         let size = addresses.len().next_power_of_two().max(1 << 16) * 2;
         let size = u32::try_from(size).unwrap_or(u32::MAX);
         attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
     }
-    if let Elements::Interfaces(_) = &set.elements {
+    match &set.elements {
         // Without it nft(8) turns the names around and lists them as empty.
-        attributes.push(SetAttribute::UserData(key_byte_order()));
+        Elements::Interfaces(_) => attributes.push(SetAttribute::UserData(key_byte_order())),
+        // Without it nft(8) does not take its own listing back: the types would differ.
+        Elements::Outgoing(_) => {
+            let notes = [key_byte_order(), type_of_outgoing()].concat();
+            attributes.push(SetAttribute::UserData(notes));
+        }
+        _ => {}
     }
     NfTablesMessage::NewSet(SetMessage { attributes })
-}
-
-/// Without it nft(8) reads names from the wrong end and lists them as empty.
-fn host_endian() -> Vec<u8> {
-    let value = BYTEORDER_HOST_ENDIAN.to_ne_bytes();
-    [&[UDATA_SET_KEYBYTEORDER, 4], value.as_slice()].concat()
 }
 
 /// A key, and whether it ends an interval.
@@ -363,7 +359,9 @@ type Element = (Vec<u8>, bool);
 fn elements(set: &Set) -> Vec<Element> {
     let start = |key| (key, false);
     match &set.elements {
-        Elements::Interfaces(names) => names.iter().map(|name| start(interface_bytes(name))).collect(),
+        Elements::Interfaces(names) | Elements::Outgoing(names) => {
+            names.iter().map(|name| start(interface_bytes(name))).collect()
+        }
         Elements::Addresses(_, addresses) => addresses.iter().map(|a| start(address_bytes(*a))).collect(),
         // An interval is its first address and, marked as the end, the address after its last.
         Elements::Ranges(_, ranges) => ranges
@@ -454,9 +452,23 @@ fn new_rule(chain: &str, rule: &Rule, position: Option<u64>) -> NfTablesMessage 
 /// That keys are in the host's byte order, as nft(8) notes it for its own sets (libnftnl, `NFTNL_UDATA_SET_KEYBYTEORDER`).
 fn key_byte_order() -> Vec<u8> {
     const HOST_ENDIAN: u32 = 1;
-    let mut bytes = vec![UDATA_SET_KEY_BYTE_ORDER, 4];
-    bytes.extend(HOST_ENDIAN.to_ne_bytes());
-    bytes
+    note(UDATA_SET_KEY_BYTE_ORDER, &HOST_ENDIAN.to_ne_bytes())
+}
+
+/// That keys are what `fib daddr oifname` gives (libnftnl, `NFTNL_UDATA_SET_KEY_TYPEOF`; nftables,
+/// `EXPR_FIB` and `fib_expr_build_udata`).
+fn type_of_outgoing() -> Vec<u8> {
+    const FIB: u32 = 26;
+    let number = |kind, value: u32| note(kind, &value.to_ne_bytes());
+    let result_and_flags = [number(0, NFT_FIB_RESULT_OIFNAME), number(1, NFTA_FIB_F_DADDR)].concat();
+    let expression = [number(0, FIB), note(1, &result_and_flags)].concat();
+    note(UDATA_SET_KEY_TYPEOF, &expression)
+}
+
+/// Kind, length, value: how nft(8) writes notes for itself.
+fn note(kind: u8, value: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(value.len()).unwrap_or(u8::MAX);
+    [&[kind, length], value].concat()
 }
 
 /// Type, length, text and a zero. Comments are ids with a short word before them: under 128 bytes.

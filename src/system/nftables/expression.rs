@@ -33,8 +33,8 @@ const NFT_REJECT_ICMPX_PORT_UNREACH: u8 = 1;
 const NFTA_FIB_DREG: u16 = 1;
 const NFTA_FIB_RESULT: u16 = 2;
 const NFTA_FIB_FLAGS: u16 = 3;
-const NFT_FIB_RESULT_OIFNAME: u32 = 2;
-const NFTA_FIB_F_DADDR: u32 = 1 << 1;
+pub const NFT_FIB_RESULT_OIFNAME: u32 = 2;
+pub const NFTA_FIB_F_DADDR: u32 = 1 << 1;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 

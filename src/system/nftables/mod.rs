@@ -66,7 +66,8 @@ fn hint_errno(errno: Errno) -> &'static str {
             " (this kernel lacks nf_tables: CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET are needed)"
         }
         Errno::ENOENT => {
-            " (the kernel lacks a feature that the rule uses: CONFIG_NFT_CT and CONFIG_NF_CONNTRACK)"
+            " (the kernel lacks a feature that the rule uses: CONFIG_NF_CONNTRACK, CONFIG_NFT_CT, CONFIG_NFT_LIMIT, \
+             CONFIG_NFT_LOG or CONFIG_NETFILTER_NETLINK_LOG)"
         }
         Errno::ENOMEM | Errno::ENOBUFS | Errno::EMSGSIZE => " (the kernel ran out of memory for it)",
         _ => "",

@@ -12,7 +12,7 @@ use netlink_packet_netfilter::nftables::{
 use netlink_packet_netfilter::nftables::{ChainMessage, TableAttribute, TableFlags, TableMessage};
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 
-use super::batch::{Handles, LARGE, TYPE_IFNAME, UDATA_COMMENT, inet};
+use super::batch::{Handles, LARGE, TYPE_IFNAME, TYPE_STRING, UDATA_COMMENT, inet};
 use super::expression::{Expr, count_of, verdict_of};
 use super::lower::{address_of, interface_of, raise};
 use super::{Count, Error, Held, Owner};
@@ -207,8 +207,11 @@ fn key(element: &[u8]) -> Option<(Vec<u8>, bool)> {
 
 fn elements(flags: SetFlags, key_type: u32, key_len: u32, keys: Keys) -> Elements {
     let family = if key_len == 4 { Family::Ipv4 } else { Family::Ipv6 };
-    if key_type == TYPE_IFNAME {
-        return Elements::Interfaces(keys.iter().filter_map(|(key, _)| interface_of(key)).collect());
+    let names = || keys.iter().filter_map(|(key, _)| interface_of(key)).collect();
+    match key_type {
+        TYPE_IFNAME => return Elements::Interfaces(names()),
+        TYPE_STRING => return Elements::Outgoing(names()),
+        _ => {}
     }
     if flags.contains(SetFlags::Interval) {
         return Elements::Ranges(family, ranges(family, keys));
