@@ -362,7 +362,7 @@ fn elements(set: &Set) -> Vec<Element> {
         Elements::Interfaces(names) | Elements::Outgoing(names) => {
             names.iter().map(|name| start(interface_bytes(name))).collect()
         }
-        Elements::Addresses(_, addresses) => addresses.iter().map(|a| start(address_bytes(*a))).collect(),
+        Elements::Addresses(_, addresses) => addresses.iter().map(|a| start(address_bytes(a))).collect(),
         // An interval is its first address and, marked as the end, the address after its last.
         Elements::Ranges(_, ranges) => ranges
             .iter()
