@@ -57,6 +57,11 @@ rpm: assets $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM) ## target/generate
 demo: need-root setup deb ## Launch, prove, change and end throw-away local instances on this machine; needs root
 	$(TARGET)/release/portcullisctl demo --deb $(DEB) --state-dir $(TARGET)/local
 
+.PHONY: bench
+bench: need-root ## The gate beside nft, iptables, ufw and firewalld, in namespaces made for it; needs root, takes 10 minutes
+	packaging/setup bench
+	cargo bench --locked --bench gate
+
 .PHONY: schema
 schema: ## Write docs/schema anew from the types
 	UPDATE_SCHEMA=1 cargo test --locked -p portcullis-protocol shipped_schemas_are_current

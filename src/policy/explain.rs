@@ -154,7 +154,7 @@ fn names(elements: Option<&Elements>, interface: &str) -> bool {
 
 fn is_in(elements: Option<&Elements>, address: IpAddr) -> bool {
     match elements {
-        Some(Elements::Addresses(_, addresses)) => addresses.contains(&address),
+        Some(Elements::Addresses(_, addresses)) => addresses.contains(address),
         Some(Elements::Ranges(_, ranges)) => ranges
             .iter()
             .any(|(first, last)| (*first..=*last).contains(&address)),

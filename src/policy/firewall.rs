@@ -13,8 +13,8 @@ use portcullis_protocol::{FirewallRule, PortRange, Protocol, SourceRange, Spec};
 
 use super::metadata;
 use super::ruleset::{
-    Chain, Conntrack, Elements, Family, Hook, Log, Match, PREROUTING, PRIORITY_MANGLE, Rule, Ruleset, Set,
-    Verdict,
+    Addresses, Chain, Conntrack, Elements, Family, Hook, Log, Match, PREROUTING, PRIORITY_MANGLE, Rule,
+    Ruleset, Set, Verdict,
 };
 
 /// The chain that decides.
@@ -72,9 +72,9 @@ pub const SAMPLE_RULE: &str = "denied sample";
 /// The hosts whose older sessions a held table keeps.
 pub fn kept_by(held: &Ruleset) -> BTreeSet<IpAddr> {
     let sets = Family::BOTH.map(|family| held.set(&kept_set(family)));
-    let addresses = sets.into_iter().flatten().map(|set| match &set.elements {
-        Elements::Addresses(_, addresses) => addresses.clone(),
-        _ => BTreeSet::new(),
+    let addresses = sets.into_iter().flatten().filter_map(|set| match &set.elements {
+        Elements::Addresses(_, addresses) => Some(addresses.iter()),
+        _ => None,
     });
     addresses.flatten().collect()
 }
@@ -199,7 +199,7 @@ impl Builder {
             self.rule(comment, vec![Match::Conntrack(state)], Verdict::Accept);
         }
         for family in Family::BOTH {
-            let addresses: BTreeSet<IpAddr> = kept
+            let addresses: Addresses = kept
                 .iter()
                 .copied()
                 .filter(|a| Family::of(*a) == family)
@@ -302,7 +302,7 @@ impl Builder {
     /// One set a family, whatever their number: a packet costs one look-up.
     fn peers(&mut self, spec: Option<&Spec>) {
         for family in Family::BOTH {
-            let addresses: BTreeSet<IpAddr> = spec
+            let addresses: Addresses = spec
                 .into_iter()
                 .flat_map(Spec::peer_addresses)
                 .filter(|a| Family::of(*a) == family)

@@ -12,6 +12,9 @@ use ipnet::IpNet;
 use portcullis_protocol::PortRange;
 use serde::Serialize;
 
+pub use addresses::Addresses;
+
+mod addresses;
 pub mod change;
 mod text;
 
@@ -76,7 +79,7 @@ pub enum Elements {
     /// Names of interfaces that packets are routed to: to nft(8), another type.
     Outgoing(BTreeSet<String>),
     /// Single addresses of one family: a hash set, flat in its size.
-    Addresses(Family, BTreeSet<IpAddr>),
+    Addresses(Family, Addresses),
     /// Address ranges of one family, first to last, sorted, neither overlapping nor touching.
     Ranges(Family, Vec<(IpAddr, IpAddr)>),
 }

@@ -13,6 +13,7 @@ use netlink_packet_core::{
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
+use socket2::{SockFilter, SockRef};
 
 /// Larger than any datagram that the kernel sends (dumps are built in pages of at most 32 KiB).
 const RECEIVE_BYTES: usize = 1 << 16;
@@ -28,6 +29,13 @@ const ANSWER_TIME: TimeVal = TimeVal::new(5, 0);
 
 /// `MSG_DONTWAIT` (linux/socket.h).
 const DONTWAIT: i32 = 0x40;
+
+/// Classic BPF (linux/filter.h): load the word at an offset, compare it, give so many bytes of the datagram.
+const LOAD_WORD: u16 = 0x20;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+/// Where `struct nlmsghdr` has the sender's number.
+const NLMSG_PID: u32 = 12;
 
 /// A netlink socket of one protocol family.
 pub struct Connection {
@@ -90,6 +98,23 @@ impl Connection {
     /// Lets the kernel queue so many bytes for us, as far as it lets us.
     pub fn reserve(&self, bytes: usize) {
         let _ = setsockopt(&self.socket, sockopt::RcvBufForce, &bytes);
+    }
+
+    /// Has the kernel leave out what follows from changes over the connection of that number: events of
+    /// 100,000 elements would fill the queue and push out what others did.
+    ///
+    /// # Errors
+    /// As setsockopt(2) with `SO_ATTACH_FILTER`.
+    pub fn ignore(&self, port: u32) -> io::Result<()> {
+        // A datagram has messages of one sender only. The filter reads in network order.
+        let sender = u32::from_be_bytes(port.to_ne_bytes());
+        let filter = [
+            SockFilter::new(LOAD_WORD, 0, 0, NLMSG_PID),
+            SockFilter::new(JUMP_IF_EQUAL, 0, 1, sender),
+            SockFilter::new(RETURN, 0, 0, 0),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+        ];
+        SockRef::from(&self.socket).attach_filter(&filter)
     }
 
     /// Makes reads return `WouldBlock` instead of waiting, for use with an event loop.

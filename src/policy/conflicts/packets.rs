@@ -184,12 +184,12 @@ fn ends_of(net: IpNet) -> Vec<IpAddr> {
 
 fn ends(elements: &Elements) -> Vec<IpAddr> {
     let ends = match elements {
-        Elements::Addresses(_, addresses) => addresses.first().zip(addresses.last()),
+        Elements::Addresses(_, addresses) => addresses.ends(),
         Elements::Ranges(_, ranges) => {
             let (first, last) = (ranges.first(), ranges.last());
-            first.zip(last).map(|((first, _), (_, last))| (first, last))
+            first.zip(last).map(|((first, _), (_, last))| (*first, *last))
         }
         Elements::Interfaces(_) | Elements::Outgoing(_) => None,
     };
-    ends.map(|(first, last)| both(*first, *last)).unwrap_or_default()
+    ends.map(|(first, last)| both(first, last)).unwrap_or_default()
 }

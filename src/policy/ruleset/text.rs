@@ -90,7 +90,7 @@ impl fmt::Display for Elements {
             Self::Interfaces(names) | Self::Outgoing(names) => {
                 names.iter().map(|name| format!("{name:?}")).collect()
             }
-            Self::Addresses(_, addresses) => addresses.iter().map(ToString::to_string).collect(),
+            Self::Addresses(_, addresses) => addresses.iter().map(|a| a.to_string()).collect(),
             Self::Ranges(_, ranges) => ranges
                 .iter()
                 .map(|(first, last)| format!("{first}-{last}"))
@@ -161,9 +161,7 @@ fn shortened(elements: &Elements) -> String {
     let first = match elements {
         Elements::Interfaces(names) => Elements::Interfaces(names.iter().take(SHOWN).cloned().collect()),
         Elements::Outgoing(names) => Elements::Outgoing(names.iter().take(SHOWN).cloned().collect()),
-        Elements::Addresses(family, all) => {
-            Elements::Addresses(*family, all.iter().take(SHOWN).copied().collect())
-        }
+        Elements::Addresses(family, all) => Elements::Addresses(*family, all.iter().take(SHOWN).collect()),
         Elements::Ranges(family, all) => Elements::Ranges(*family, all.iter().take(SHOWN).copied().collect()),
     };
     match elements.len().saturating_sub(SHOWN) {

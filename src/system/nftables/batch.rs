@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, Hook as NftHook, HookNumber, ListAttribute, NfTablesMessage,
-    RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetElementAttribute, SetElementFlags,
-    SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableFlags, TableMessage,
+    ChainAttribute, ChainMessage, Hook as NftHook, HookNumber, NfTablesMessage, RuleAttribute, RuleMessage,
+    SetAttribute, SetDescription, SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage,
+    TableAttribute, TableFlags, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -17,6 +17,7 @@ use netlink_packet_netfilter::{
 
 use super::expression::{NFT_FIB_RESULT_OIFNAME, NFTA_FIB_F_DADDR, verdict_code};
 use super::lower::{address_bytes, interface_bytes, lower};
+use super::read::{NFTA_DATA_VALUE, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS};
 use crate::policy::ruleset::change::Step;
 use crate::policy::ruleset::{Chain, Elements, Family, Rule, Ruleset, Set, TABLE, successor};
 use crate::system::netlink::encode;
@@ -27,6 +28,12 @@ const SUBSYSTEM: u16 = 10;
 /// Elements in one message: an attribute's length is 16 bits, and an element of the largest kind
 /// takes under 40 bytes.
 const ELEMENTS_A_MESSAGE: usize = 1000;
+
+/// An element of the most common kind, an IPv4 address, in bytes.
+const ELEMENT_BYTES: usize = 16;
+
+/// `NFTA_LIST_ELEM` (linux/netfilter/nf_tables.h).
+const NFTA_LIST_ELEM: u16 = 1;
 
 /// Data types as nft(8) numbers them (include/datatype.h of nftables); only for its listings.
 const TYPE_IPADDR: u32 = 7;
@@ -346,29 +353,22 @@ fn new_set(set: &Set, id: u32) -> NfTablesMessage {
     NfTablesMessage::NewSet(SetMessage { attributes })
 }
 
-type Element = ListAttribute<SetElementAttribute>;
-
-fn element(key: Vec<u8>) -> Element {
-    ListAttribute::Element(vec![SetElementAttribute::Key(DataAttribute::Value(key))])
-}
+/// A key, and whether it ends an interval.
+type Element = (Vec<u8>, bool);
 
 fn elements(set: &Set) -> Vec<Element> {
+    let start = |key| (key, false);
     match &set.elements {
         Elements::Interfaces(names) | Elements::Outgoing(names) => {
-            names.iter().map(|name| element(interface_bytes(name))).collect()
+            names.iter().map(|name| start(interface_bytes(name))).collect()
         }
-        Elements::Addresses(_, addresses) => addresses.iter().map(|a| element(address_bytes(*a))).collect(),
+        Elements::Addresses(_, addresses) => addresses.iter().map(|a| start(address_bytes(a))).collect(),
         // An interval is its first address and, marked as the end, the address after its last.
         Elements::Ranges(_, ranges) => ranges
             .iter()
             .flat_map(|(first, last)| {
-                let end = successor(*last).map(|after| {
-                    ListAttribute::Element(vec![
-                        SetElementAttribute::Flags(SetElementFlags::IntervalEnd),
-                        SetElementAttribute::Key(DataAttribute::Value(address_bytes(after))),
-                    ])
-                });
-                [Some(element(address_bytes(*first))), end].into_iter().flatten()
+                let end = successor(*last).map(|after| (address_bytes(after), true));
+                [Some(start(address_bytes(*first))), end].into_iter().flatten()
             })
             .collect(),
     }
@@ -380,8 +380,44 @@ fn elements_message(set: &str, elements: Option<&[Element]>) -> SetElementMessag
         SetElementList::Table(TABLE.to_owned()),
         SetElementList::Set(set.to_owned()),
     ];
-    attributes.extend(elements.map(|elements| SetElementList::Elements(elements.to_vec())));
+    attributes.extend(elements.map(|elements| {
+        let mut list = Vec::with_capacity(elements.len() * ELEMENT_BYTES);
+        for element in elements {
+            nested(&mut list, NFTA_LIST_ELEM, |list| {
+                element_attributes(list, element)
+            });
+        }
+        SetElementList::Other(DefaultNla::new(NFTA_SET_ELEM_LIST_ELEMENTS | NLA_F_NESTED, list))
+    }));
     SetElementMessage { attributes }
+}
+
+/// As bytes: values of the library's types for each element would take longer to make and to write than
+/// the kernel takes to do what they say.
+fn element_attributes(bytes: &mut Vec<u8>, (key, is_end): &Element) {
+    if *is_end {
+        let flags = SetElementFlags::IntervalEnd.bits().to_be_bytes();
+        attribute(bytes, NFTA_SET_ELEM_FLAGS, |bytes| bytes.extend(flags));
+    }
+    nested(bytes, NFTA_SET_ELEM_KEY, |bytes| {
+        attribute(bytes, NFTA_DATA_VALUE, |bytes| bytes.extend(key));
+    });
+}
+
+fn nested(bytes: &mut Vec<u8>, kind: u16, inside: impl FnOnce(&mut Vec<u8>)) {
+    attribute(bytes, kind | NLA_F_NESTED, inside);
+}
+
+/// `struct nlattr` and what `inside` writes, which has to fill whole words, as all keys do.
+fn attribute(bytes: &mut Vec<u8>, kind: u16, inside: impl FnOnce(&mut Vec<u8>)) {
+    let start = bytes.len();
+    bytes.extend([0; 2]);
+    bytes.extend(kind.to_ne_bytes());
+    inside(bytes);
+    let length = u16::try_from(bytes.len() - start).unwrap_or(u16::MAX);
+    if let Some(place) = bytes.get_mut(start..start + 2) {
+        place.copy_from_slice(&length.to_ne_bytes());
+    }
 }
 
 fn new_chain(chain: &Chain) -> NfTablesMessage {

@@ -49,8 +49,6 @@ impl fmt::Display for Author {
 /// Tells of changes of our table that others made.
 pub struct Events {
     connection: Readable<Connection>,
-    /// Our own connection's number, whose changes are no news.
-    own: u32,
     seen: RefCell<Seen>,
 }
 
@@ -70,10 +68,10 @@ impl Events {
     pub fn open(own: u32) -> Result<Self, Error> {
         let connection = Connection::open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
         connection.reserve(QUEUE);
+        connection.ignore(own)?;
         connection.set_nonblocking()?;
         Ok(Self {
             connection: Readable::new(connection)?,
-            own,
             seen: RefCell::default(),
         })
     }
@@ -96,7 +94,7 @@ impl Events {
                 Ok(messages) => {
                     for message in messages {
                         if let NetlinkPayload::InnerMessage(raw) = &message.payload {
-                            seen.note(raw, message.header.port_number == self.own);
+                            seen.note(raw);
                         }
                     }
                 }
@@ -116,10 +114,7 @@ impl Events {
 }
 
 impl Seen {
-    fn note(&mut self, message: &RawMessage, is_own: bool) {
-        if is_own {
-            return;
-        }
+    fn note(&mut self, message: &RawMessage) {
         let [.., kind] = message.kind().to_be_bytes();
         let payload = message.payload();
         if kind == NEWGEN {

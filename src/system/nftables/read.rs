@@ -24,10 +24,10 @@ use crate::system::netlink::{Attributes, Connection, RawMessage};
 /// Attributes of set elements (linux/netfilter/nf_tables.h). They are read from the bytes: the
 /// library's parser writes out the rest of the message for each element, which takes minutes for
 /// 100,000 of them.
-const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-const NFTA_SET_ELEM_KEY: u16 = 1;
-const NFTA_SET_ELEM_FLAGS: u16 = 3;
-const NFTA_DATA_VALUE: u16 = 1;
+pub const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+pub const NFTA_SET_ELEM_KEY: u16 = 1;
+pub const NFTA_SET_ELEM_FLAGS: u16 = 3;
+pub const NFTA_DATA_VALUE: u16 = 1;
 const INTERVAL_END: u8 = 1;
 /// Length of `struct nfgenmsg`.
 const GENMSG: usize = 4;

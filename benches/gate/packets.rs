@@ -1,0 +1,320 @@
+//! What a packet costs on its way in: hosts with different firewalls, in turns.
+//!
+//! One thread sends and receives: over a veth pair the kernel takes a packet through the receiver's
+//! firewall before send(2) returns, so the time of send(2) has all of it in it.
+//! May not live here: loading firewalls at speed (`peers`).
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use portcullis::system::nftables::Nftables;
+
+use crate::apply::recipe;
+use crate::common::{Namespace, eventually};
+use crate::sandbox::{self, Server, must};
+use crate::specs::{peer, plan, rule, spec};
+use crate::stats::{self, Samples, timed, times};
+use crate::world::{DENIED, HOST, PEER, STRANGER, World};
+
+/// The port of the first rule; those of the others follow.
+const FIRST: u16 = 1001;
+/// A port of the stranger.
+const OUTSIDE: u16 = 3000;
+
+/// Packets at once: as many as a socket's buffer takes.
+const BURST: u16 = 100;
+const ROUNDS: u16 = 60;
+const CONNECTIONS: u32 = 100;
+const STREAMS: usize = 3;
+
+/// A host with a firewall.
+struct Case {
+    name: &'static str,
+    world: World,
+    /// Port of the last rule.
+    last: u16,
+    has_firewall: bool,
+    has_peers: bool,
+}
+
+impl Case {
+    fn new(name: &'static str, rules: u16, peers: usize, arm: fn(&[String], Vec<String>)) -> Self {
+        let world = World::new();
+        let last = FIRST + rules.max(1) - 1;
+        // TCP comes with the first.
+        let mut named = vec![rule("any", FIRST)];
+        named.extend((FIRST + 1..=last).map(|port| rule("udp", port)));
+        // The one that sends is the last of them: a list is walked to its end.
+        let mut addresses: Vec<String> = (1..peers).map(peer).collect();
+        addresses.extend((peers > 0).then(|| PEER.to_string()));
+        sandbox::enter(&world.host, || arm(&named, addresses));
+        Self {
+            name,
+            world,
+            last,
+            has_firewall: rules > 0,
+            has_peers: peers > 0,
+        }
+    }
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        Case::new("no firewall", 0, 0, |_, _| {}),
+        Case::new("gate, 10 rules", 10, 0, gate),
+        Case::new("gate, 50 rules", 50, 0, gate),
+        Case::new("gate, 10 rules, 1,000 peers", 10, 1_000, gate),
+        Case::new("gate, 10 rules, 100,000 peers", 10, 100_000, gate),
+        Case::new("ufw and DOCKER-USER, 10 rules", 10, 0, |_, _| incumbent()),
+        Case::new(
+            "iptables, 10 rules, a list of 1,000 peers",
+            10,
+            1_000,
+            |_, peers| list(&peers),
+        ),
+    ]
+}
+
+fn gate(rules: &[String], peers: Vec<String>) {
+    let plan = plan(&spec(peers, rules));
+    Nftables::open().unwrap().replace(&plan).unwrap();
+}
+
+/// As user data does it today.
+fn incumbent() {
+    let udp: Vec<u16> = (FIRST..FIRST + 10).collect();
+    std::fs::write("/run/recipe", recipe(&[FIRST], &udp)).unwrap();
+    must("sh /run/recipe");
+}
+
+fn list(peers: &[String]) {
+    let mut text =
+        "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n-A INPUT -i lo -j ACCEPT\n\
+        -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+            .to_owned();
+    for peer in peers {
+        text += &format!("-A INPUT -s {peer} -j ACCEPT\n");
+    }
+    text += &format!("-A INPUT -p tcp --dport {FIRST} -j ACCEPT\n");
+    for port in FIRST..FIRST + 10 {
+        text += &format!("-A INPUT -p udp --dport {port} -j ACCEPT\n");
+    }
+    std::fs::write("/run/rules", text + "COMMIT\n").unwrap();
+    must("iptables-restore /run/rules");
+}
+
+/// Sends a burst and counts what arrives: all of it or nothing, or the figure means nothing.
+fn burst(senders: &[&UdpSocket], receiver: &UdpSocket, arrives: bool) -> Duration {
+    let (time, ()) = timed(|| {
+        for i in 0..BURST {
+            senders[usize::from(i) % senders.len()].send(&[0; 18]).unwrap();
+        }
+    });
+    let expected = if arrives { BURST } else { 0 };
+    let (mut arrived, patience) = (0, Instant::now());
+    while patience.elapsed() < Duration::from_millis(if arrives { 1000 } else { 1 }) && (arrived < BURST) {
+        match receiver.recv(&mut [0; 32]) {
+            Ok(_) => arrived += 1,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(arrived, expected, "of {BURST} packets");
+    time / u32::from(BURST)
+}
+
+/// What is measured in one world.
+struct Flows<'a> {
+    case: &'a Case,
+    reply: (UdpSocket, UdpSocket),
+    first: (UdpSocket, UdpSocket),
+    last: (UdpSocket, UdpSocket),
+    peer: (UdpSocket, UdpSocket),
+    denied: (UdpSocket, UdpSocket),
+    listener: TcpListener,
+}
+
+/// The columns.
+const KINDS: [&str; 7] = [
+    "reply",
+    "inbound, 1st rule",
+    "inbound, last rule",
+    "new, 1st rule",
+    "new, last peer",
+    "dropped",
+    "TCP connection",
+];
+
+impl<'a> Flows<'a> {
+    fn new(case: &'a Case) -> Self {
+        let world = &case.world;
+        let first = world.inbound(STRANGER, FIRST);
+        // Without rules, the first is the last.
+        let last = world.inbound(STRANGER, if case.last == FIRST { FIRST + 1 } else { case.last });
+        for (there, here) in [&first, &last] {
+            // A packet each way: what follows is established.
+            there.send(&[0]).unwrap();
+            let (_, from) = here.recv_from(&mut [0]).unwrap();
+            here.send_to(&[0], from).unwrap();
+        }
+        let (here, there) = (
+            World::bound(&world.host, HOST, 2000),
+            World::bound(&world.outside, STRANGER, OUTSIDE),
+        );
+        here.connect((STRANGER, OUTSIDE)).unwrap();
+        there.connect((HOST, 2000)).unwrap();
+        here.send(&[0]).unwrap();
+        Self {
+            case,
+            reply: (there, here),
+            first,
+            last,
+            peer: world.inbound(PEER, 4711),
+            denied: world.inbound(STRANGER, DENIED),
+            listener: world.host.enter(|| TcpListener::bind((HOST, FIRST)).unwrap()),
+        }
+    }
+
+    /// One round: a time for each kind, where it applies.
+    fn round(&self, round: u16) -> [Option<Duration>; KINDS.len()] {
+        let Case {
+            has_firewall,
+            has_peers,
+            ..
+        } = *self.case;
+        [
+            Some(burst(&[&self.reply.0], &self.reply.1, true)),
+            Some(burst(&[&self.first.0], &self.first.1, true)),
+            Some(burst(&[&self.last.0], &self.last.1, true)),
+            Some(self.new_flows(round, STRANGER, FIRST, &self.first.1)),
+            has_peers.then(|| self.new_flows(round, PEER, 4711, &self.peer.1)),
+            has_firewall.then(|| burst(&[&self.denied.0], &self.denied.1, false)),
+            round.is_multiple_of(10).then(|| self.connections()),
+        ]
+    }
+
+    /// Each packet from a port of its own that was not used before.
+    fn new_flows(&self, round: u16, from: Ipv4Addr, port: u16, receiver: &UdpSocket) -> Duration {
+        let base = 5000 + round * BURST;
+        let senders: Vec<UdpSocket> = self.case.world.outside.enter(|| {
+            let sender = |i| {
+                let socket = UdpSocket::bind((from, base + i)).unwrap();
+                socket.connect((HOST, port)).unwrap();
+                socket
+            };
+            (0..BURST).map(sender).collect()
+        });
+        burst(&senders.iter().collect::<Vec<_>>(), receiver, true)
+    }
+
+    /// Handshakes, one after the other.
+    fn connections(&self) -> Duration {
+        let to = SocketAddr::from((HOST, FIRST));
+        let listener = &self.listener;
+        self.case.world.outside.enter(move || {
+            let (time, pairs) = timed(|| {
+                let pair = |_| {
+                    let outside = TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap();
+                    (outside, listener.accept().unwrap())
+                };
+                (0..CONNECTIONS).map(pair).collect::<Vec<_>>()
+            });
+            drop(pairs);
+            time / CONNECTIONS
+        })
+    }
+}
+
+pub fn run() -> String {
+    let cases = cases();
+    let flows: Vec<Flows<'_>> = cases.iter().map(Flows::new).collect();
+    let mut times_of: Vec<[Vec<Duration>; KINDS.len()]> = cases.iter().map(|_| Default::default()).collect();
+    // In turns: what else the machine does meets all alike.
+    for round in 0..ROUNDS {
+        for (flows, times) in flows.iter().zip(&mut times_of) {
+            for (times, time) in times.iter_mut().zip(flows.round(round)) {
+                times.extend(time);
+            }
+        }
+    }
+    let samples = |times: Vec<Duration>| (!times.is_empty()).then(|| Samples::new(times));
+    let samples: Vec<Vec<Option<Samples>>> = times_of
+        .into_iter()
+        .map(|kinds| kinds.into_iter().map(samples).collect())
+        .collect();
+    let row = |(case, kinds): (&Case, &Vec<Option<Samples>>)| {
+        let mut row = vec![case.name.to_owned()];
+        row.extend(
+            kinds
+                .iter()
+                .zip(&samples[0])
+                .map(|(kind, base)| cell(kind.as_ref(), base.as_ref())),
+        );
+        row
+    };
+    let rows = cases.iter().zip(&samples).map(row).collect();
+    let mut header = vec![""];
+    header.extend(KINDS);
+    stats::print(
+        "A packet of 18 bytes over UDP, and a TCP handshake (× no firewall)",
+        &header,
+        rows,
+    );
+    drop(flows);
+    streams(&cases);
+    let told = |(case, kinds): (&Case, &Vec<Option<Samples>>)| {
+        let median = |kind: usize| Some(stats::time(kinds.get(kind)?.as_ref()?.median()));
+        Some(format!("{}: {} and {}", case.name, median(1)?, median(3)?))
+    };
+    let told: Vec<String> = cases.iter().zip(&samples).filter_map(told).collect();
+    format!(
+        "a packet of an inbound flow, and of a new one: {}",
+        told.join("; ")
+    )
+}
+
+fn cell(kind: Option<&Samples>, base: Option<&Samples>) -> String {
+    match (kind, base) {
+        (Some(kind), Some(base)) => format!("{}, {}", kind.summary(), times(kind.ratio(base))),
+        (Some(kind), None) => kind.summary(),
+        (None, _) => "-".to_owned(),
+    }
+}
+
+/// TCP at full speed, to a server on the host and to a client on it.
+fn streams(cases: &[Case]) {
+    let mut rates: Vec<[Vec<f64>; 2]> = cases.iter().map(|_| Default::default()).collect();
+    for _ in 0..STREAMS {
+        for (Case { world, .. }, rates) in cases.iter().zip(&mut rates) {
+            rates[0].push(stream(&world.outside, &world.host, HOST, FIRST, ""));
+            rates[1].push(stream(&world.host, &world.outside, STRANGER, OUTSIDE, "-R"));
+        }
+    }
+    let mut medians = rates.into_iter().map(|both| both.map(median)).peekable();
+    let base = *medians.peek().unwrap();
+    let rows = cases.iter().zip(medians).map(|(case, both)| {
+        let cell = |(rate, base): (&f64, &f64)| format!("{rate:.1} Gbit/s, {}", times(rate / base));
+        let mut row = vec![case.name.to_owned()];
+        row.extend(both.iter().zip(&base).map(cell));
+        row
+    });
+    let header = ["", "inbound flow", "reply"];
+    let title = format!("TCP into the host, iperf3, median of {STREAMS} times 1 s (× no firewall)");
+    stats::print(&title, &header, rows.collect());
+}
+
+fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}
+
+/// Bits in a second that arrive, in thousand millions.
+fn stream(client: &Namespace, server: &Namespace, to: Ipv4Addr, port: u16, how: &str) -> f64 {
+    let _server = server.enter(|| Server::start(&format!("iperf3 -s -1 -p {port}")));
+    let line = format!("iperf3 -c {to} -p {port} -t 1 -J {how}");
+    // It does not say when it listens.
+    let report = client.enter(|| eventually(Duration::from_secs(5), "iperf3", || sandbox::text(&line)));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e9
+}

@@ -1,0 +1,334 @@
+//! A cluster of 100 to 100,000 peers: letting all of them in, and one more.
+//!
+//! May not live here: what packets cost afterwards (`packets`).
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use portcullis::agent::gate::guard::Guard;
+use portcullis::policy::ruleset::change::steps;
+use portcullis::system::nftables::Nftables;
+
+use crate::common::{Namespace, eventually};
+use crate::raw::{self, Raw};
+use crate::sandbox::{self, PATIENCE, Server, command, must};
+use crate::specs::{peer, plan, settings, with_peers};
+use crate::stats::{self, Samples, timed, times};
+
+const SIZES: [usize; 4] = [100, 1_000, 10_000, 100_000];
+/// How often one more peer is added.
+const MORE: usize = 15;
+/// What programs that add peers one by one get for all of them.
+const BUDGET: Duration = Duration::from_secs(20);
+
+/// What it took to load them all, and to add one; or why that was not measured.
+struct Cost {
+    load: Result<Samples, String>,
+    one: Result<Samples, String>,
+}
+
+impl Cost {
+    fn none(reason: &str) -> Self {
+        Self {
+            load: Err(reason.to_owned()),
+            one: Err(reason.to_owned()),
+        }
+    }
+}
+
+type Contender = (&'static str, fn(usize) -> Cost);
+
+const CONTENDERS: [Contender; 8] = [
+    ("kernel alone: send(2) of a ready batch", kernel),
+    ("portcullis: transaction", engine),
+    ("portcullis: transaction, read back", engine_read_back),
+    ("portcullis: daemon, plan to read back", daemon),
+    ("nft -f, nft add element", nft),
+    ("iptables-restore, iptables -A", iptables),
+    ("ufw allow from, one by one", ufw),
+    ("firewall-cmd --ipset, from a file", firewalld),
+];
+
+pub fn run() -> String {
+    let mut summary = String::new();
+    for size in SIZES {
+        let costs: Vec<(&str, Cost)> = CONTENDERS
+            .iter()
+            .map(|(name, cost)| (*name, cost(size)))
+            .collect();
+        let kernel = &costs[0].1;
+        let cell = |cost: &Result<Samples, String>, base: &Result<Samples, String>| match (cost, base) {
+            (Ok(cost), Ok(base)) => [cost.summary(), times(cost.ratio(base))],
+            (Err(reason), _) | (_, Err(reason)) => [format!("not measured: {reason}"), String::new()],
+        };
+        let rows = costs
+            .iter()
+            .map(|(name, cost)| {
+                let mut row = vec![(*name).to_owned()];
+                row.extend(cell(&cost.load, &kernel.load));
+                row.extend(cell(&cost.one, &kernel.one));
+                row
+            })
+            .collect();
+        let header = ["", "load all", "× kernel", "one more", "× kernel"];
+        stats::print(&format!("{size} peers"), &header, rows);
+        summary = format!("{size} peers: {}", told(&costs));
+    }
+    summary
+}
+
+/// Medians of what loaded them all.
+fn told(costs: &[(&str, Cost)]) -> String {
+    let one = |(name, cost): &(&str, Cost)| {
+        let (load, one) = (cost.load.as_ref().ok()?, cost.one.as_ref().ok()?);
+        let (load, one) = (stats::time(load.median()), stats::time(one.median()));
+        Some(format!("{name}: {load}, one more {one}"))
+    };
+    costs.iter().filter_map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn rounds(size: usize) -> usize {
+    if size > 10_000 { 5 } else { 9 }
+}
+
+/// Once in each of some fresh namespaces. They end together: the kernel takes its time to clear them away.
+fn in_fresh(size: usize, once: impl Fn(&Namespace) -> Duration) -> Samples {
+    let hosts: Vec<Namespace> = (0..rounds(size)).map(|_| Namespace::new("peers")).collect();
+    Samples::new(hosts.iter().map(once).collect())
+}
+
+fn addresses(from: usize, count: usize) -> Vec<Ipv4Addr> {
+    (from..from + count).map(|i| peer(i).parse().unwrap()).collect()
+}
+
+fn kernel(size: usize) -> Cost {
+    let (all, mut next) = (raw::table_with(&addresses(0, size)), size);
+    let load = in_fresh(size, |host| host.enter(|| Raw::open().time(&all)));
+    let host = Namespace::new("kernel");
+    let one = host.enter(|| {
+        let raw = Raw::open();
+        raw.send(&all);
+        let one = Samples::of(MORE, |_| {
+            next += 1;
+            raw.time(&raw::more(&addresses(next, 1)))
+        });
+        let listing = sandbox::text("nft list set inet kernel peers").unwrap();
+        let held = listing.matches(',').count() + 1;
+        assert_eq!(held, size + MORE, "the kernel holds what it was sent");
+        one
+    });
+    Cost {
+        load: Ok(load),
+        one: Ok(one),
+    }
+}
+
+fn engine(size: usize) -> Cost {
+    engine_with(size, false)
+}
+
+fn engine_read_back(size: usize) -> Cost {
+    engine_with(size, true)
+}
+
+/// The engine without the daemon around it; plans are ready before the clock starts.
+fn engine_with(size: usize, read_back: bool) -> Cost {
+    let all = plan(&with_peers(size));
+    let load = in_fresh(size, |host| {
+        host.enter(|| {
+            let mut nftables = Nftables::open().unwrap();
+            let (time, held) = timed(|| {
+                nftables.replace(&all).unwrap();
+                read_back.then(|| nftables.read().unwrap().unwrap())
+            });
+            let held = held.unwrap_or_else(|| nftables.read().unwrap().unwrap());
+            assert!(held.ruleset == all, "the kernel holds what was planned");
+            time
+        })
+    });
+    let host = Namespace::new("engine");
+    let one = host.enter(|| {
+        let mut nftables = Nftables::open().unwrap();
+        nftables.replace(&all).unwrap();
+        let mut held = nftables.read().unwrap().unwrap();
+        Samples::of(MORE, |round| {
+            let wanted = plan(&with_peers(size + round + 1));
+            let (time, after) = timed(|| {
+                let steps = steps(&held.ruleset, &wanted).unwrap();
+                nftables.change(&held, &steps).unwrap();
+                read_back.then(|| nftables.read_after(&held, &wanted).unwrap().unwrap())
+            });
+            held = after.unwrap_or_else(|| nftables.read().unwrap().unwrap());
+            assert!(held.ruleset == wanted, "the kernel holds what was planned");
+            time
+        })
+    });
+    Cost {
+        load: Ok(load),
+        one: Ok(one),
+    }
+}
+
+/// All that the daemon does between a parsed spec and an enforced one.
+fn daemon(size: usize) -> Cost {
+    let all = Arc::new(with_peers(size));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let enforce = |guard: &Guard, spec| {
+        let (time, gate) = timed(|| runtime.block_on(guard.enforce(Some(spec))));
+        let held = gate.held.as_ref().unwrap();
+        assert!(
+            held.as_ref() == Some(&gate.planned),
+            "the kernel holds what was planned"
+        );
+        time
+    };
+    let start = |host: &Namespace| host.enter(|| Guard::start(&settings(true)).unwrap());
+    let load = in_fresh(size, |host| enforce(&start(host), all.clone()));
+    let host = Namespace::new("daemon");
+    let guard = start(&host);
+    enforce(&guard, all.clone());
+    let one = Samples::of(MORE, |round| {
+        enforce(&guard, Arc::new(with_peers(size + round + 1)))
+    });
+    Cost {
+        load: Ok(load),
+        one: Ok(one),
+    }
+}
+
+/// Measures both in fresh hosts. What fails once is not tried again.
+fn commands(
+    size: usize,
+    prepare: impl Fn() + Sync,
+    load: impl Fn() -> Result<Duration, String> + Sync,
+    one: impl Fn(usize) -> Result<Duration, String> + Sync,
+) -> Cost {
+    let (mut loads, mut reason) = (Vec::new(), None);
+    let hosts: Vec<Namespace> = (0..rounds(size)).map(|_| Namespace::new("peers")).collect();
+    let started = Instant::now();
+    for host in &hosts {
+        if reason.is_some() || started.elapsed() > BUDGET {
+            break;
+        }
+        match sandbox::enter(host, || {
+            prepare();
+            load()
+        }) {
+            Ok(time) => loads.push(time),
+            Err(error) => reason = Some(error),
+        }
+    }
+    if let Some(reason) = reason {
+        return Cost::none(&reason);
+    }
+    let host = Namespace::new("peers");
+    let started = Instant::now();
+    let ones: Result<Vec<Duration>, String> = sandbox::enter(&host, || {
+        prepare();
+        load()?;
+        let in_time = |_: &usize| started.elapsed() < BUDGET;
+        (1..=MORE)
+            .take_while(in_time)
+            .map(|round| one(size + round))
+            .collect()
+    });
+    Cost {
+        load: Ok(Samples::new(loads)),
+        one: ones.map(Samples::new),
+    }
+}
+
+/// A file inside the sandbox.
+const FILE: &str = "/run/peers";
+
+fn lines(size: usize, line: impl Fn(&str) -> String) -> String {
+    (0..size).fold(String::new(), |mut text, i| {
+        let _ = writeln!(text, "{}", line(&peer(i)));
+        text
+    })
+}
+
+fn nft(size: usize) -> Cost {
+    let elements = lines(size, |address| format!("{address},"));
+    let file = format!(
+        "table inet t {{ set peers {{ type ipv4_addr; elements = {{ {elements} }}; }}; \
+         chain in {{ type filter hook input priority 0; policy drop; ip saddr @peers accept; }}; }}"
+    );
+    commands(
+        size,
+        || std::fs::write(FILE, &file).unwrap(),
+        || command(&format!("nft -f {FILE}")),
+        |i| command(&format!("nft add element inet t peers {{ {} }}", peer(i))),
+    )
+}
+
+fn iptables(size: usize) -> Cost {
+    let rules = lines(size, |address| format!("-A INPUT -s {address} -j ACCEPT"));
+    let file =
+        format!("*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n");
+    commands(
+        size,
+        || std::fs::write(FILE, &file).unwrap(),
+        || command(&format!("iptables-restore {FILE}")),
+        |i| command(&format!("iptables -A INPUT -s {} -j ACCEPT", peer(i))),
+    )
+}
+
+/// It has no way to load many: one after the other, as far as the budget goes.
+fn ufw(size: usize) -> Cost {
+    if size > SIZES[0] {
+        return Cost::none("one by one only");
+    }
+    let allow = |i: usize| command(&format!("ufw allow from {}", peer(i)));
+    let host = Namespace::new("ufw");
+    sandbox::enter(&host, || {
+        must("ufw --force enable");
+        let started = Instant::now();
+        let mut all = Duration::ZERO;
+        for i in 0..size {
+            if started.elapsed() > 2 * BUDGET {
+                return Cost::none(&format!("{i} peers took {} s", started.elapsed().as_secs()));
+            }
+            match allow(i) {
+                Ok(time) => all += time,
+                Err(reason) => return Cost::none(&reason),
+            }
+        }
+        let ones: Result<Vec<Duration>, String> = (size..size + 7).map(allow).collect();
+        Cost {
+            load: Ok(Samples::new(vec![all])),
+            one: ones.map(Samples::new),
+        }
+    })
+}
+
+/// The service and its bus, in private. A set is declared for good, then filled at run time, as its
+/// documentation has it.
+fn firewalld(size: usize) -> Cost {
+    let list = lines(size, str::to_owned);
+    let host = Namespace::new("firewalld");
+    sandbox::enter(&host, || {
+        std::fs::create_dir("/run/dbus").unwrap();
+        let _bus = Server::start("dbus-daemon --system --nofork --nopidfile --nosyslog");
+        must("firewall-offline-cmd --new-ipset=peers --type=hash:ip --option=maxelem=262144");
+        must("firewall-offline-cmd --zone=trusted --add-source=ipset:peers");
+        let _service = Server::start("firewalld --nofork");
+        eventually(PATIENCE, "firewalld runs", || command("firewall-cmd --state"));
+        std::fs::write(FILE, &list).unwrap();
+        let load = command(&format!(
+            "firewall-cmd --ipset=peers --add-entries-from-file={FILE}"
+        ));
+        let ones: Result<Vec<Duration>, String> = match &load {
+            Ok(_) => (size..size + 7)
+                .map(|i| command(&format!("firewall-cmd --ipset=peers --add-entry={}", peer(i))))
+                .collect(),
+            Err(reason) => Err(reason.clone()),
+        };
+        Cost {
+            load: load.map(|time| Samples::new(vec![time])),
+            one: ones.map(Samples::new),
+        }
+    })
+}
