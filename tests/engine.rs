@@ -257,6 +257,23 @@ fn what_others_change_is_undone_at_once_and_counted() {
     });
 }
 
+/// The question whether it can be leaves no trace.
+#[test]
+fn a_table_that_nobody_owns_becomes_the_daemons_own() {
+    let host = Namespace::new("nobody");
+    host.enter(|| {
+        let plan = planned(2, &[SSH]);
+        let mut nftables = Nftables::open().unwrap();
+        nftables.replace(&plan).unwrap();
+        assert_eq!(read(&mut nftables).owner, Owner::Nobody);
+        let guard = Guard::start(&settings(true)).unwrap();
+        let gate = wait(guard.enforce(Some(Arc::new(spec(2, &[SSH])))));
+        assert!(is_in_place(&gate) && gate.owned, "{gate:?}");
+        let tables = common::run("nft list tables");
+        assert_eq!(tables, "table inet portcullis\n");
+    });
+}
+
 /// A dump of the table that is loaded again: with the table gone, beside it, and while nobody owns it.
 #[test]
 fn a_dump_that_is_loaded_again_neither_opens_nor_shuts_anything() {

@@ -142,6 +142,9 @@ impl Gatekeeper {
             if self.held.is_none() {
                 self.held = self.nftables.read()?;
             }
+            if self.held.as_ref().is_some_and(|held| held.owner == Owner::Nobody) {
+                self.nftables.probe_exclusive();
+            }
             if self.is_in_place(planned) {
                 return Ok(());
             }

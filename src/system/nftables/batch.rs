@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
+use netlink_packet_core::{
+    DefaultNla, NLA_F_NESTED, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
+};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook as NftHook, HookNumber, NfTablesMessage, RuleAttribute, RuleMessage,
     SetAttribute, SetDescription, SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage,
@@ -120,6 +122,22 @@ impl Batch {
         )
     }
 
+    /// A batch that every kernel refuses: for its end, or, if the kernel does not know exclusive tables, for
+    /// its begin already.
+    pub fn probing(mut next_sequence: impl FnMut() -> u32) -> Self {
+        let mut table = exclusive_table();
+        table.attributes[0] = TableAttribute::Name(PROBE.to_owned());
+        let twice = [(EXCLUSIVE_TABLE, 0), ("the same once more", NLM_F_EXCL)];
+        let messages = twice.map(|(object, flags)| {
+            message(
+                object,
+                NLM_F_CREATE | flags,
+                NfTablesMessage::NewTable(table.clone()),
+            )
+        });
+        Self::new(messages.into(), None, &mut next_sequence)
+    }
+
     /// The elements of the large sets; none if there are no large sets.
     pub fn filling(ruleset: &Ruleset, mut next_sequence: impl FnMut() -> u32) -> Option<Self> {
         let large = ruleset.sets.iter().filter(|set| set.elements.len() > LARGE);
@@ -220,6 +238,8 @@ fn table() -> TableMessage {
 
 /// What the message for [`exclusive_table`] is called: the kernel may lack just that.
 pub const EXCLUSIVE_TABLE: &str = "table that only this process may change";
+/// A table that never is.
+const PROBE: &str = "portcullis.probe";
 
 /// Only the socket that made it may change it (`owner`, Linux 5.12), and it outlives that socket
 /// (`persist`, Linux 6.9).

@@ -74,6 +74,11 @@ fn hint_errno(errno: Errno) -> &'static str {
     }
 }
 
+/// Whether the kernel does not know tables that only this process may change.
+fn lacks_exclusive(result: &Result<(), Error>) -> bool {
+    matches!(result, Err(Error::Refused { object, errno: Errno::EOPNOTSUPP }) if object == batch::EXCLUSIVE_TABLE)
+}
+
 /// Who alone may change the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
@@ -169,6 +174,15 @@ impl Nftables {
         self.exclusive
     }
 
+    /// Asks the kernel whether a table can be this connection's own, and changes nothing. Otherwise a table
+    /// that is nobody's would be made anew each time, without its counters and, for a moment, large sets.
+    pub fn probe_exclusive(&mut self) {
+        if self.exclusive {
+            let probe = batch::Batch::probing(|| self.connection.next_sequence());
+            self.exclusive = !lacks_exclusive(&self.send(&probe));
+        }
+    }
+
     /// Replaces the whole table: packets see the old rules or the new ones, never none and never half.
     /// The gate is shut in one transaction; large sets, which only let in, are filled in a second one.
     ///
@@ -176,15 +190,12 @@ impl Nftables {
     /// When the kernel refuses. If it refuses the elements of a large set, the gate is shut without them.
     pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
         let shut = batch::Batch::replacing(ruleset, self.exclusive, || self.connection.next_sequence());
-        match self.send(&shut) {
-            Err(Error::Refused { object, errno })
-                if errno == Errno::EOPNOTSUPP && object == batch::EXCLUSIVE_TABLE =>
-            {
-                self.exclusive = false;
-                return self.replace(ruleset);
-            }
-            result => result?,
+        let result = self.send(&shut);
+        if lacks_exclusive(&result) {
+            self.exclusive = false;
+            return self.replace(ruleset);
         }
+        result?;
         match batch::Batch::filling(ruleset, || self.connection.next_sequence()) {
             Some(filling) => self.send(&filling),
             None => Ok(()),
