@@ -62,7 +62,9 @@ pub fn run() -> String {
         let kernel = &costs[0].1;
         let cell = |cost: &Result<Samples, String>, base: &Result<Samples, String>| match (cost, base) {
             (Ok(cost), Ok(base)) => [cost.summary(), times(cost.ratio(base))],
-            (Err(reason), _) | (_, Err(reason)) => [format!("not measured: {reason}"), String::new()],
+            (Err(reason), _) | (_, Err(reason)) => {
+                [format!("not measured: {}", first_sentence(reason)), String::new()]
+            }
         };
         let rows = costs
             .iter()
@@ -78,6 +80,11 @@ pub fn run() -> String {
         summary = format!("{size} peers: {}", told(&costs));
     }
     summary
+}
+
+/// Programs say more than a cell holds.
+fn first_sentence(reason: &str) -> &str {
+    reason.split(['.', '\n']).next().unwrap_or(reason)
 }
 
 /// Medians of what loaded them all.
@@ -96,15 +103,22 @@ fn rounds(size: usize) -> usize {
 
 /// Once in each of some fresh namespaces.
 fn in_fresh(size: usize, once: impl Fn(&Namespace) -> Duration) -> Samples {
-    Samples::new(fresh(rounds(size)).iter().map(once).collect())
+    let once = |host: &Namespace| {
+        rest();
+        once(host)
+    };
+    Samples::new(fresh(size).iter().map(once).collect())
 }
 
-/// Namespaces that have come to rest: in the first milliseconds, and while others are cleared away, a
-/// transaction takes 10 ms more, whoever sends it.
-fn fresh(number: usize) -> Vec<Namespace> {
-    let hosts = (0..number).map(|_| Namespace::new("peers")).collect();
-    std::thread::sleep(Duration::from_millis(100));
-    hosts
+/// They end together, after all is measured.
+fn fresh(size: usize) -> Vec<Namespace> {
+    (0..rounds(size)).map(|_| Namespace::new("peers")).collect()
+}
+
+/// The kernel clears up behind a namespace and behind a transaction for some 10 ms, and one that comes
+/// meanwhile may wait for that, whoever sends it. Nothing tells when it is over.
+fn rest() {
+    std::thread::sleep(Duration::from_millis(50));
 }
 
 fn addresses(from: usize, count: usize) -> Vec<Ipv4Addr> {
@@ -214,7 +228,7 @@ fn commands(
     one: impl Fn(usize) -> Result<Duration, String> + Sync,
 ) -> Cost {
     let (mut loads, mut reason) = (Vec::new(), None);
-    let hosts = fresh(rounds(size));
+    let hosts = fresh(size);
     let started = Instant::now();
     for host in &hosts {
         if reason.is_some() || started.elapsed() > BUDGET {
@@ -222,6 +236,7 @@ fn commands(
         }
         match sandbox::enter(host, || {
             prepare();
+            rest();
             load()
         }) {
             Ok(time) => loads.push(time),
