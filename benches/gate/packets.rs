@@ -313,8 +313,12 @@ fn median(mut rates: Vec<f64>) -> f64 {
 fn stream(client: &Namespace, server: &Namespace, to: Ipv4Addr, port: u16, how: &str) -> f64 {
     let _server = server.enter(|| Server::start(&format!("iperf3 -s -1 -p {port}")));
     let line = format!("iperf3 -c {to} -p {port} -t 1 -J {how}");
-    // It does not say when it listens.
-    let report = client.enter(|| eventually(Duration::from_secs(5), "iperf3", || sandbox::text(&line)));
-    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
-    report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e9
+    // It does not say when it listens, and a client that fails to connect reports that, and success.
+    let rate = || {
+        let report: serde_json::Value =
+            serde_json::from_str(&sandbox::text(&line)?).map_err(|e| e.to_string())?;
+        let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
+        rate.ok_or_else(|| report["error"].to_string())
+    };
+    client.enter(|| eventually(Duration::from_secs(5), "iperf3", rate)) / 1e9
 }
