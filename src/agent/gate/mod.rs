@@ -91,7 +91,10 @@ impl Gatekeeper {
         }
         // What others change in the table changes nothing in the plan, and making one for 100,000 peers takes
         // longer than shutting the gate.
-        let standing = self.applied.clone().filter(|_| matches!(cause, Cause::Foreign(_)));
+        let standing = self
+            .applied
+            .clone()
+            .filter(|_| matches!(cause, Cause::Foreign(_)));
         let mut planned = standing.unwrap_or_else(|| Arc::new(self.plan(spec)));
         let mut result = self.enforce(&planned, cause);
         if self.can_do_without(&result) {
