@@ -1,7 +1,7 @@
 //! A whole machine with Debian 12's kernel: booted in qemu without KVM, and what its console says.
 //!
-//! What it boots is made by `image`; what it does stands in `guest/`. Needs Debian 12's package lists and
-//! `qemu-system-x86_64`, not root. May not live here: what ought to come out.
+//! What it boots, and qemu, are brought by `image`; what it does stands in `guest/`. Needs Debian 12's
+//! package lists. May not live here: what ought to come out.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
@@ -53,7 +53,7 @@ pub struct Guest {
 impl Guest {
     /// Boots a machine that does this script of `guest/`, perhaps with a disk for its state.
     pub fn boot(script: &str, disk: Option<&Path>) -> Self {
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(IMAGE.join("qemu"));
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args([
@@ -79,7 +79,7 @@ impl Guest {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("qemu-system-x86_64 is there (packaging/setup)");
+            .expect("image made the program qemu");
         let lines = BufReader::new(qemu.stdout.take().unwrap()).split(b'\n');
         let (sender, console) = channel();
         std::thread::spawn(move || {
