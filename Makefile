@@ -58,7 +58,7 @@ demo: need-root setup deb ## Launch, prove, change and end throw-away local inst
 	$(TARGET)/release/portcullisctl demo --deb $(DEB) --state-dir $(TARGET)/local
 
 .PHONY: bench
-bench: need-root ## The gate beside nft, iptables, ufw and firewalld, in namespaces made for it; needs root, takes 10 minutes
+bench: need-root ## The gate beside nft, iptables, ufw and firewalld, in namespaces made for it; needs root, takes 5 minutes
 	packaging/setup bench
 	cargo bench --locked --bench gate
 

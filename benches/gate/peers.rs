@@ -84,6 +84,7 @@ pub fn run() -> String {
 
 /// Programs say more than a cell holds.
 fn first_sentence(reason: &str) -> &str {
+    let reason = reason.rsplit("Error: ").next().unwrap_or(reason);
     reason.split(['.', '\n']).next().unwrap_or(reason)
 }
 
@@ -101,24 +102,13 @@ fn rounds(size: usize) -> usize {
     if size > 10_000 { 5 } else { 9 }
 }
 
-/// Once in each of some fresh namespaces.
+/// Once in each of some fresh namespaces, which end together, after all is measured.
 fn in_fresh(size: usize, once: impl Fn(&Namespace) -> Duration) -> Samples {
-    let once = |host: &Namespace| {
-        rest();
-        once(host)
-    };
     Samples::new(fresh(size).iter().map(once).collect())
 }
 
-/// They end together, after all is measured.
 fn fresh(size: usize) -> Vec<Namespace> {
     (0..rounds(size)).map(|_| Namespace::new("peers")).collect()
-}
-
-/// The kernel clears up behind a namespace and behind a transaction for some 10 ms, and one that comes
-/// meanwhile may wait for that, whoever sends it. Nothing tells when it is over.
-fn rest() {
-    std::thread::sleep(Duration::from_millis(50));
 }
 
 fn addresses(from: usize, count: usize) -> Vec<Ipv4Addr> {
@@ -236,7 +226,6 @@ fn commands(
         }
         match sandbox::enter(host, || {
             prepare();
-            rest();
             load()
         }) {
             Ok(time) => loads.push(time),
