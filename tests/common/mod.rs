@@ -4,6 +4,7 @@
 pub mod daemon;
 pub mod knock;
 pub mod packets;
+pub mod table;
 
 use std::fmt::Debug;
 use std::fs::File;

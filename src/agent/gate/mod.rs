@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use portcullis_protocol::Spec;
 use tracing::{error, info, warn};
 
@@ -210,8 +211,19 @@ impl Gatekeeper {
         }
         match steps(&before.ruleset, planned) {
             Some(steps) if !self.is_owned_wrongly(before) => {
-                self.nftables.change(before, &steps)?;
-                self.nftables.read_after(before, planned)
+                match self.nftables.change(before, &steps) {
+                    // A set has no room for what comes; it gets more in a table that is made anew.
+                    Err(Error::Refused {
+                        errno: Errno::ENFILE, ..
+                    }) => {
+                        self.nftables.replace_at_once(planned)?;
+                        self.nftables.read()
+                    }
+                    result => {
+                        result?;
+                        self.nftables.read_after(before, planned)
+                    }
+                }
             }
             _ => {
                 self.nftables.replace(planned)?;

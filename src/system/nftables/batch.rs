@@ -27,6 +27,10 @@ use crate::system::netlink::encode;
 /// `NFNL_SUBSYS_NFTABLES`, which a batch names as its subsystem.
 const SUBSYSTEM: u16 = 10;
 
+/// A set has room for twice as many addresses at least. More costs the kernel time: its hash table is one
+/// piece of memory.
+const ROOM: usize = 1 << 12;
+
 /// Elements in one message: an attribute's length is 16 bits, and an element of the largest kind
 /// takes under 40 bytes.
 const ELEMENTS_A_MESSAGE: usize = 1000;
@@ -77,9 +81,14 @@ pub struct Batch {
 pub type Handles = BTreeMap<String, Vec<u64>>;
 
 impl Batch {
-    /// A batch that puts this ruleset in the place of whatever the table holds. Large sets come empty:
-    /// the gate is shut at once, and [`Batch::filling`] follows.
-    pub fn replacing(ruleset: &Ruleset, exclusive: bool, mut next_sequence: impl FnMut() -> u32) -> Self {
+    /// A batch that puts this ruleset in the place of whatever the table holds. Unless all of it is to be
+    /// in force at once, large sets come empty: the gate is shut soon, and [`Batch::filling`] follows.
+    pub fn replacing(
+        ruleset: &Ruleset,
+        exclusive: bool,
+        at_once: bool,
+        mut next_sequence: impl FnMut() -> u32,
+    ) -> Self {
         let mut messages = vec![
             // Adding first makes the removal valid also when there is no table yet.
             message("table", NLM_F_CREATE, NfTablesMessage::NewTable(table())),
@@ -96,7 +105,7 @@ impl Batch {
         ];
         for (id, set) in (1..).zip(&ruleset.sets) {
             messages.push(add_set(set, id));
-            if set.elements.len() <= LARGE {
+            if at_once || set.elements.len() <= LARGE {
                 messages.extend(add_elements(set));
             }
         }
@@ -355,8 +364,9 @@ fn new_set(set: &Set, id: u32) -> NfTablesMessage {
         SetAttribute::Id(id),
     ];
     if let Elements::Addresses(_, addresses) = &set.elements {
-        // Sizes the hash table at once. Room is left, since a set of a fixed size takes no more.
-        let size = addresses.len().next_power_of_two().max(1 << 16) * 2;
+        // Sizes the hash table at once. Room is left, since a set of a fixed size takes no more; then
+        // the kernel answers ENFILE.
+        let size = addresses.len().next_power_of_two().max(ROOM) * 2;
         let size = u32::try_from(size).unwrap_or(u32::MAX);
         attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
     }

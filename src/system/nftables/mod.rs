@@ -189,17 +189,31 @@ impl Nftables {
     /// # Errors
     /// When the kernel refuses. If it refuses the elements of a large set, the gate is shut without them.
     pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
-        let shut = batch::Batch::replacing(ruleset, self.exclusive, || self.connection.next_sequence());
-        let result = self.send(&shut);
-        if lacks_exclusive(&result) {
-            self.exclusive = false;
-            return self.replace(ruleset);
-        }
-        result?;
+        self.put(ruleset, false)?;
         match batch::Batch::filling(ruleset, || self.connection.next_sequence()) {
             Some(filling) => self.send(&filling),
             None => Ok(()),
         }
+    }
+
+    /// Replaces the whole table in one transaction, large sets included: for a table that is in force and
+    /// lets in no more than it should, so that there is no hurry.
+    ///
+    /// # Errors
+    /// When the kernel refuses; nothing changed then.
+    pub fn replace_at_once(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
+        self.put(ruleset, true)
+    }
+
+    fn put(&mut self, ruleset: &Ruleset, at_once: bool) -> Result<(), Error> {
+        let sequence = || self.connection.next_sequence();
+        let batch = batch::Batch::replacing(ruleset, self.exclusive, at_once, sequence);
+        let result = self.send(&batch);
+        if lacks_exclusive(&result) {
+            self.exclusive = false;
+            return self.put(ruleset, at_once);
+        }
+        result
     }
 
     /// Does the steps in one transaction, provided that nf_tables is as it was when `held` was read.
