@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_protocol::Spec;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 use tracing::warn;
 
 use super::{Cause, Gatekeeper};
@@ -193,14 +193,20 @@ fn told<T, E: std::fmt::Display>(what: &str, opened: Result<T, E>) -> Option<T> 
         .ok()
 }
 
-/// Waits for a foreign change; a source that is not there, or broke, has none.
+/// Waits for a foreign change; a source that is not there has none. One that fails is looked after now and
+/// then: what it would have told is seen by looking.
 async fn foreign(tables: &Option<Events>) -> Option<Author> {
-    if let Some(tables) = tables
-        && let Ok(author) = tables.next().await
-    {
-        return author;
+    let Some(tables) = tables else {
+        return std::future::pending().await;
+    };
+    match tables.next().await {
+        Ok(author) => author,
+        Err(error) => {
+            warn!(MESSAGE_ID = id::DEGRADED, %error, "changes of nf_tables are not told");
+            sleep(RETRY).await;
+            None
+        }
     }
-    std::future::pending().await
 }
 
 async fn link_changed(events: &Option<links::Events>) {
