@@ -72,6 +72,8 @@ impl Connection {
     /// # Errors
     /// As setsockopt(2) and getsockname(2).
     pub fn over(socket: Socket) -> io::Result<Self> {
+        // A refusal comes without the message that it is about: those of a large batch would fill the queue.
+        socket.set_cap_ack(true)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &ANSWER_TIME)?;
         let mut address = SocketAddr::new(0, 0);
         socket.get_address(&mut address)?;
