@@ -119,20 +119,7 @@ fn nft_lists_it_and_takes_the_listing_back() {
 
 #[test]
 fn a_hundred_thousand_peers_are_one_transaction() {
-    let peers: Vec<String> = (0..100_000u32)
-        .map(|i| {
-            format!(
-                r#"{{"instance":"p{i}","addresses":["10.{}.{}.{}"]}}"#,
-                i >> 16,
-                i >> 8 & 255,
-                i & 255
-            )
-        })
-        .collect();
-    let plan = planned(&format!(
-        r#","cluster":{{"id":"c","peers":[{}]}}"#,
-        peers.join(",")
-    ));
+    let plan = common::table::planned(100_000, &[]);
     let host = Namespace::new("many");
     host.enter(|| {
         let mut nftables = Nftables::open().unwrap();

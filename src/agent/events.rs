@@ -303,7 +303,15 @@ async fn settled(watch: &mut Option<Watch>, mut topics: BTreeSet<Topic>) -> BTre
     topics
 }
 
-async fn until(moment: Option<Instant>) {
+/// A source of events; one that can't be opened is told of once, and has none.
+pub fn opened<T, E: std::fmt::Display>(what: &str, source: Result<T, E>) -> Option<T> {
+    source
+        .inspect_err(|error| warn!(MESSAGE_ID = id::DEGRADED, %error, "{what} are not told"))
+        .ok()
+}
+
+/// Waits for a moment; without one, for ever.
+pub async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
         None => std::future::pending().await,

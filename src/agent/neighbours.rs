@@ -4,7 +4,6 @@
 //! A task of its own, beside the gate's thread and the daemon's loop: nobody waits for it.
 //! May not live here: the comparison (`policy::conflicts`).
 
-use std::fmt::Display;
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
@@ -12,9 +11,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::warn;
 
-use crate::log::id;
+use super::events::opened;
 use crate::policy::conflicts::{Comparison, find, uplinks};
 use crate::policy::foreign::Foreign;
 use crate::policy::links::LinkSettings;
@@ -46,8 +44,8 @@ async fn keep_looking(
     publish: watch::Sender<Observed<Comparison>>,
 ) {
     // Subscribed before the first look: what changes during it is seen by the next.
-    let tables = opened(Changes::open());
-    let links = opened(links::Events::open());
+    let tables = opened("changes of other programs' tables", Changes::open());
+    let links = opened("changes of links", links::Events::open());
     loop {
         let planned = gate.borrow_and_update().planned.clone();
         let compared = look(&planned, &settings).await;
@@ -66,14 +64,6 @@ async fn keep_looking(
         }
         sleep(SETTLE).await;
     }
-}
-
-fn opened<T>(source: Result<T, impl Display>) -> Option<T> {
-    source
-        .inspect_err(|error| {
-            warn!(MESSAGE_ID = id::DEGRADED, %error, "changes of other programs' tables are not watched");
-        })
-        .ok()
 }
 
 /// Waits for an event; a source that is not there, or broke, has none.

@@ -7,7 +7,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::descriptors::Readable;
-use super::netlink::{Attributes, Connection, RawMessage, u32_at};
+use super::netlink::{Attributes, Connection, RawMessage, add_attribute, u32_at};
 use crate::policy::links::Link;
 
 /// `NETLINK_ROUTE`.
@@ -96,10 +96,7 @@ fn route_to(address: IpAddr, counts: impl Fn(&[u8]) -> bool) -> io::Result<Optio
     let bits = u8::try_from(octets.len() * 8).unwrap_or(u8::MAX);
     let mut question = vec![0; ROUTE_HEADER];
     question[..2].copy_from_slice(&[family, bits]);
-    let length = u16::try_from(4 + octets.len()).unwrap_or(u16::MAX);
-    question.extend(length.to_ne_bytes());
-    question.extend(RTA_DST.to_ne_bytes());
-    question.extend(octets);
+    add_attribute(&mut question, RTA_DST, &octets);
     let answers = connection.get(&RawMessage::new(RTM_GETROUTE, question))?;
     let mut routes = answers
         .iter()

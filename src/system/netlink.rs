@@ -28,7 +28,10 @@ const HEADER_BYTES: usize = 16;
 const ANSWER_TIME: TimeVal = TimeVal::new(5, 0);
 
 /// `MSG_DONTWAIT` (linux/socket.h).
-const DONTWAIT: i32 = 0x40;
+pub const DONTWAIT: i32 = 0x40;
+
+/// Length of `struct nfgenmsg`, the header of all nfnetlink messages (linux/netfilter/nfnetlink.h).
+pub const GENMSG: usize = 4;
 
 /// Classic BPF (linux/filter.h): load the word at an offset, compare it, give so many bytes of the datagram.
 const LOAD_WORD: u16 = 0x20;
@@ -342,6 +345,15 @@ impl<'a> Iterator for Attributes<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         self.0.next()?.ok()
     }
+}
+
+/// Adds an attribute (`struct nlattr` and its value), padded to four bytes.
+pub fn add_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+    message.resize(message.len().next_multiple_of(4), 0);
 }
 
 /// The host-endian number at an offset.

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 
 use super::descriptors::Readable;
-use super::netlink::{Attributes, Connection, RawMessage};
+use super::netlink::{Attributes, Connection, DONTWAIT, GENMSG, RawMessage, add_attribute};
 use super::nftables::NETLINK_NETFILTER;
 use crate::policy::denied::interface_name;
 use crate::policy::ruleset::Log;
@@ -18,8 +18,6 @@ use crate::policy::ruleset::Log;
 /// `NFULNL_MSG_CONFIG`.
 const PACKET: u16 = 4 << 8;
 const CONFIG: u16 = 4 << 8 | 1;
-/// Length of `struct nfgenmsg`.
-const GENMSG: usize = 4;
 /// Attributes of a packet.
 const NFULA_IFINDEX_INDEV: u16 = 4;
 const NFULA_PAYLOAD: u16 = 9;
@@ -29,7 +27,6 @@ const NFULA_CFG_MODE: u16 = 2;
 const NFULA_CFG_QTHRESH: u16 = 5;
 const BIND: u8 = 1;
 const COPY_PACKET: u8 = 2;
-const DONTWAIT: i32 = 0x40;
 
 /// The beginning of a packet that came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,10 +57,10 @@ impl Group {
         // Version 0, the group where other subsystems have a resource's number.
         let mut question = vec![0, 0];
         question.extend(log.group.to_be_bytes());
-        add(&mut question, NFULA_CFG_CMD, &[BIND]);
+        add_attribute(&mut question, NFULA_CFG_CMD, &[BIND]);
         let [a, b, c, d] = log.bytes.to_be_bytes();
-        add(&mut question, NFULA_CFG_MODE, &[a, b, c, d, COPY_PACKET, 0]);
-        add(&mut question, NFULA_CFG_QTHRESH, &1u32.to_be_bytes());
+        add_attribute(&mut question, NFULA_CFG_MODE, &[a, b, c, d, COPY_PACKET, 0]);
+        add_attribute(&mut question, NFULA_CFG_QTHRESH, &1u32.to_be_bytes());
         connection.get(&RawMessage::new(CONFIG, question))?;
         connection.set_nonblocking()?;
         Ok(Self {
@@ -94,15 +91,6 @@ impl Group {
             }
         }
     }
-}
-
-/// Adds an attribute, padded to four bytes.
-fn add(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(value);
-    message.resize(message.len().next_multiple_of(4), 0);
 }
 
 fn copied(message: &[u8]) -> Option<Copied> {

@@ -5,14 +5,15 @@
 use std::io;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portcullis_protocol::Spec;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::{Cause, Gatekeeper};
+use crate::agent::events::{opened, until};
 use crate::config::Settings;
 use crate::log::id;
 use crate::policy::observation;
@@ -138,8 +139,8 @@ impl Post {
         let own = keeper.as_ref().map_or(0, Gatekeeper::port);
         Self {
             keeper,
-            tables: told("changes of nf_tables", Events::open(own)),
-            links: told("changes of links", links::Events::open()),
+            tables: opened("changes of nf_tables", Events::open(own)),
+            links: opened("changes of links", links::Events::open()),
             looked: Instant::now(),
         }
     }
@@ -150,9 +151,9 @@ impl Post {
             Err(_) => Some(self.looked + RETRY),
             Ok(keeper) if !keeper.kept.is_empty() => {
                 let kept = self.looked + KEPT_INTERVAL;
-                Some(keeper.storm.due().map_or(kept, |due| due.min(kept)))
+                Some(keeper.storm.due().map_or(kept, |due| kept.min(due.into())))
             }
-            Ok(keeper) => keeper.storm.due(),
+            Ok(keeper) => keeper.storm.due().map(Instant::from_std),
         }
     }
 
@@ -187,12 +188,6 @@ impl Post {
     }
 }
 
-fn told<T, E: std::fmt::Display>(what: &str, opened: Result<T, E>) -> Option<T> {
-    opened
-        .inspect_err(|error| warn!(MESSAGE_ID = id::DEGRADED, %error, "{what} are not told"))
-        .ok()
-}
-
 /// Waits for a foreign change; a source that is not there has none. One that fails is looked after now and
 /// then: what it would have told is seen by looking.
 async fn foreign(tables: &Option<Events>) -> Option<Author> {
@@ -215,12 +210,5 @@ async fn link_changed(events: &Option<links::Events>) {
     };
     if events.next().await.is_err() {
         std::future::pending::<()>().await;
-    }
-}
-
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment.into()).await,
-        None => std::future::pending().await,
     }
 }

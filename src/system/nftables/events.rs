@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::{Error, NETLINK_NETFILTER};
 use crate::policy::ruleset::TABLE;
 use crate::system::descriptors::Readable;
-use crate::system::netlink::{Attributes, Connection, RawMessage};
+use crate::system::netlink::{Attributes, Connection, DONTWAIT, GENMSG, RawMessage};
 
 /// `NFNLGRP_NFTABLES`: every change of every table is told here (linux/netfilter/nfnetlink.h).
 pub const NFNLGRP_NFTABLES: u32 = 7;
@@ -24,9 +24,6 @@ const NFTA_GEN_PROC_NAME: u16 = 3;
 const NFTA_TABLE: u16 = 1;
 /// `NFPROTO_INET` (linux/netfilter.h).
 const INET: u8 = 1;
-/// Length of `struct nfgenmsg`.
-const GENMSG: usize = 4;
-const DONTWAIT: i32 = 0x40;
 /// Events of a burst that the kernel may keep for us, in bytes.
 const QUEUE: usize = 1 << 20;
 

@@ -19,7 +19,7 @@ use super::{Count, Error, Held, Owner};
 use crate::policy::ruleset::{
     Chain, Elements, Family, Hook, Rule, Ruleset, Set, TABLE, Verdict, predecessor,
 };
-use crate::system::netlink::{Attributes, Connection, RawMessage};
+use crate::system::netlink::{Attributes, Connection, GENMSG, RawMessage};
 
 /// Attributes of set elements (linux/netfilter/nf_tables.h). They are read from the bytes: the
 /// library's parser writes out the rest of the message for each element, which takes minutes for
@@ -29,8 +29,6 @@ pub const NFTA_SET_ELEM_KEY: u16 = 1;
 pub const NFTA_SET_ELEM_FLAGS: u16 = 3;
 pub const NFTA_DATA_VALUE: u16 = 1;
 const INTERVAL_END: u8 = 1;
-/// Length of `struct nfgenmsg`.
-const GENMSG: usize = 4;
 
 /// How often reading starts anew when the rules changed meanwhile.
 const TRIES: usize = 5;

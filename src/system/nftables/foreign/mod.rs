@@ -15,7 +15,7 @@ use super::{Error, NETLINK_NETFILTER, read};
 use crate::policy::foreign::{Chain, Foreign, Table, TableFamily};
 use crate::policy::ruleset::{Hook, TABLE, Verdict};
 use crate::system::descriptors::Readable;
-use crate::system::netlink::{Attributes, Connection, RawMessage};
+use crate::system::netlink::{Attributes, Connection, GENMSG, RawMessage};
 use sets::Sets;
 
 /// How many rules are read, all tables together: with a debug build 10,000 of them are read and judged
@@ -28,8 +28,6 @@ const TRIES: usize = 5;
 const GET_TABLE: u16 = 10 << 8 | 1;
 const GET_CHAIN: u16 = 10 << 8 | 4;
 const GET_RULE: u16 = 10 << 8 | 7;
-/// Length of `struct nfgenmsg`, whose first byte is the family.
-const GENMSG: usize = 4;
 /// `NFPROTO_*` (linux/netfilter.h).
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
