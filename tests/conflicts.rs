@@ -31,18 +31,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let (host, stranger) = (Namespace::new("host"), Namespace::new("stranger"));
-        host.connect("eth0", &stranger, "eth0");
-        for (namespace, v4, v6) in [
-            (&host, "10.9.0.1/24", "fd09::1/64"),
-            (&stranger, "10.9.0.2/24", "fd09::2/64"),
-        ] {
-            common::run(&format!("ip -n {} addr add {v4} dev eth0", namespace.name()));
-            common::run(&format!(
-                "ip -n {} addr add {v6} dev eth0 nodad",
-                namespace.name()
-            ));
-        }
+        let (host, stranger) = common::host_and_stranger();
         let spec = Spec::from_json(
             br#"{"version":1,"generation":1,"instance":{"id":"i"},
                 "firewall":{"ingress":[{"id":"ssh","protocol":"tcp","from_port":22,"ip_ranges":["10.9.0.2","fd09::2"]}]}}"#,

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use common::Namespace;
+use common::{Namespace, host_and_stranger};
 use portcullis::policy::firewall::{Inputs, ruleset};
 use portcullis::policy::links::{LinkSettings, internal};
 use portcullis::policy::metadata;
@@ -35,23 +35,6 @@ const RICH: &str = r#","cluster":{"id":"c","peers":[{"instance":"p","addresses":
       {"id":"web","from_port":80,"to_port":90,"ip_ranges":["10.0.0.0/8","172.16.0.0/12","255.255.255.0/24","fd00::/8","ff00::/9"]},
       {"id":"gre","protocol":47,"ip_ranges":["192.0.2.1"]},
       {"id":"ping","protocol":"icmp"}]}"#;
-
-/// A host and a stranger on one link, both families.
-fn world() -> (Namespace, Namespace) {
-    let (host, stranger) = (Namespace::new("host"), Namespace::new("stranger"));
-    host.connect("eth0", &stranger, "eth0");
-    for (namespace, v4, v6) in [
-        (&host, "10.9.0.1/24", "fd09::1/64"),
-        (&stranger, "10.9.0.2/24", "fd09::2/64"),
-    ] {
-        common::run(&format!("ip -n {} addr add {v4} dev eth0", namespace.name()));
-        common::run(&format!(
-            "ip -n {} addr add {v6} dev eth0 nodad",
-            namespace.name()
-        ));
-    }
-    (host, stranger)
-}
 
 fn held(nftables: &mut Nftables) -> Option<Ruleset> {
     nftables.read().unwrap().map(|held| held.ruleset)
@@ -151,7 +134,7 @@ fn a_changed_rule_is_seen() {
 
 #[test]
 fn only_what_a_rule_names_is_let_in() {
-    let (host, stranger) = world();
+    let (host, stranger) = host_and_stranger();
     let listeners = host
         .enter(|| ["0.0.0.0:22", "0.0.0.0:81", "[::]:23"].map(|address| TcpListener::bind(address).unwrap()));
     // The positive control: without the gate, all of them answer.
@@ -179,7 +162,7 @@ fn only_what_a_rule_names_is_let_in() {
 
 #[test]
 fn a_peer_reaches_every_port() {
-    let (host, stranger) = world();
+    let (host, stranger) = host_and_stranger();
     let _listener = host.enter(|| TcpListener::bind("[::]:4711").unwrap());
     let peer = r#","cluster":{"id":"c","peers":[{"instance":"p","addresses":["10.9.0.2","fd09::2"]}]}"#;
     host.enter(|| Nftables::open().unwrap().replace(&planned("")).unwrap());
@@ -232,7 +215,7 @@ fn put(host: &Namespace, plan: &Ruleset) {
 /// rule is for the container's own address.
 #[test]
 fn a_published_port_is_shut_unless_its_outside_port_is_named() {
-    let (host, stranger) = world();
+    let (host, stranger) = host_and_stranger();
     let container = container(&host, &stranger);
     let rules = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(
@@ -282,7 +265,7 @@ fn a_published_port_is_shut_unless_its_outside_port_is_named() {
 /// Containers are refused at once; the host, name look-ups and other addresses are not.
 #[test]
 fn the_metadata_lock_refuses_containers_and_not_the_host() {
-    let (host, outside) = world();
+    let (host, outside) = host_and_stranger();
     let container = container(&host, &outside);
     for address in metadata::ADDRESSES {
         let gateway = if address.is_ipv4() { "10.9.0.2" } else { "fd09::2" };
@@ -330,7 +313,7 @@ fn the_metadata_lock_refuses_containers_and_not_the_host() {
 /// CVE-2020-8558: with route_localnet, packets from outside could reach services on 127.0.0.1.
 #[test]
 fn loopback_addresses_from_outside_are_dropped() {
-    let (host, stranger) = world();
+    let (host, stranger) = host_and_stranger();
     let _listener = host.enter(|| TcpListener::bind("127.0.0.1:6379").unwrap());
     host.run("sysctl -qw net.ipv4.conf.all.route_localnet=1");
     stranger.run("sysctl -qw net.ipv4.conf.all.route_localnet=1");
@@ -357,7 +340,7 @@ fn loopback_addresses_from_outside_are_dropped() {
 
 #[test]
 fn an_uplink_is_known_by_its_routes_and_a_bridge_by_its_ports() {
-    let (host, _stranger) = world();
+    let (host, _stranger) = host_and_stranger();
     common::run(&format!("ip -n {} link add any0 type bridge", host.name()));
     let internal_links = || host.enter(|| internal(&links::read().unwrap(), &LinkSettings::default()));
     assert_eq!(internal_links(), ["any0".to_owned()].into());

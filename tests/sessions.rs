@@ -9,21 +9,11 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::Namespace;
 use common::table::{SSH, planned, read, settings, spec, wait};
+use common::{Namespace, host_and_stranger};
 use portcullis::agent::gate::guard::Guard;
 use portcullis::system::nftables::{Nftables, Owner};
 use portcullis_protocol::Spec;
-
-/// A host and a stranger on one link.
-fn world() -> (Namespace, Namespace) {
-    let (host, stranger) = (Namespace::new("host"), Namespace::new("stranger"));
-    host.connect("eth0", &stranger, "eth0");
-    for (namespace, address) in [(&host, "10.9.0.1/24"), (&stranger, "10.9.0.2/24")] {
-        common::run(&format!("ip -n {} addr add {address} dev eth0", namespace.name()));
-    }
-    (host, stranger)
-}
 
 /// A connection from one namespace to a listener in another: both ends.
 fn session(from: &Namespace, to: &Namespace, port: u16) -> (TcpStream, TcpStream) {
@@ -57,7 +47,7 @@ fn flows(mut from: &TcpStream, mut to: &TcpStream) -> bool {
 /// Qubes agent#399, firewalld#601.
 #[test]
 fn a_revoked_rule_or_peer_ends_its_sessions_and_no_others() {
-    let (host, stranger) = world();
+    let (host, stranger) = host_and_stranger();
     let rule = |port: u16| format!(r#"{{"id":"p{port}","protocol":"tcp","from_port":{port}}}"#);
     let (a, b) = (rule(1001), rule(1002));
     let guard = host.enter(|| Guard::start(&settings(true)).unwrap());
@@ -99,7 +89,7 @@ fn a_revoked_rule_or_peer_ends_its_sessions_and_no_others() {
 /// goes on sending: its packets must not look like the start of a flow of its own.
 #[test]
 fn a_revoked_session_is_not_revived_by_what_this_host_sends() {
-    let (host, stranger) = world();
+    let (host, stranger) = host_and_stranger();
     let rule = r#"{"id":"p","protocol":"tcp","from_port":1001}"#;
     host.enter(|| Nftables::open().unwrap().replace(&planned(0, &[rule])).unwrap());
     let (client, server) = session(&stranger, &host, 1001);
@@ -113,7 +103,7 @@ fn a_revoked_session_is_not_revived_by_what_this_host_sends() {
 
 #[test]
 fn sessions_older_than_the_gate_go_on_and_new_ones_do_not_begin() {
-    let (host, stranger) = world();
+    let (host, stranger) = host_and_stranger();
     let inbound = session(&stranger, &host, 1001);
     let outbound = session(&host, &stranger, 1002);
     let guard = host.enter(|| Guard::start(&settings(true)).unwrap());

@@ -111,6 +111,23 @@ impl Namespace {
     }
 }
 
+/// A host and a stranger on one link, both families.
+pub fn host_and_stranger() -> (Namespace, Namespace) {
+    let (host, stranger) = (Namespace::new("host"), Namespace::new("stranger"));
+    host.connect("eth0", &stranger, "eth0");
+    for (namespace, v4, v6) in [
+        (&host, "10.9.0.1/24", "fd09::1/64"),
+        (&stranger, "10.9.0.2/24", "fd09::2/64"),
+    ] {
+        run(&format!("ip -n {} addr add {v4} dev eth0", namespace.name()));
+        run(&format!(
+            "ip -n {} addr add {v6} dev eth0 nodad",
+            namespace.name()
+        ));
+    }
+    (host, stranger)
+}
+
 impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
