@@ -9,6 +9,8 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use portcullis_protocol::UserName;
+use portcullis_protocol::key::MIN_RSA_BITS;
 use serde::Deserialize;
 
 use crate::policy::links::LinkSettings;
@@ -37,6 +39,10 @@ pub struct Settings {
     pub log_denied: bool,
     /// Whether users that the spec names are created when they are missing.
     pub create_users: bool,
+    /// Smallest accepted RSA modulus, in bits: at least [`MIN_RSA_BITS`].
+    pub min_rsa_bits: usize,
+    /// Who gets the keys that cloud-init read from the platform; nobody, if there is none.
+    pub cloud_init_user: Option<UserName>,
     /// Where the HTTPS endpoint listens.
     pub listen: SocketAddr,
     /// Time between two reports when nothing changes: at least a second.
@@ -57,6 +63,8 @@ impl Default for Settings {
             exclusive_table: true,
             log_denied: true,
             create_users: false,
+            min_rsa_bits: 3072,
+            cloud_init_user: None,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
             report_interval: Duration::from_secs(300),
             report_ca_file: None,
@@ -106,6 +114,8 @@ struct RawFirewall {
 #[serde(default, deny_unknown_fields)]
 struct RawKeys {
     create_users: Option<bool>,
+    min_rsa_bits: Option<usize>,
+    cloud_init_user: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -169,7 +179,7 @@ impl Settings {
         set(&mut new.metadata_lock, raw.firewall.metadata_lock);
         set(&mut new.exclusive_table, raw.firewall.exclusive_table);
         set(&mut new.log_denied, raw.firewall.log_denied);
-        set(&mut new.create_users, raw.keys.create_users);
+        new.apply_keys(raw.keys)?;
         set(&mut new.listen, raw.health.listen);
         set(
             &mut new.report_interval,
@@ -188,6 +198,29 @@ impl Settings {
             ));
         }
         *self = new;
+        Ok(())
+    }
+}
+
+impl Settings {
+    fn apply_keys(&mut self, raw: RawKeys) -> Result<(), String> {
+        set(&mut self.create_users, raw.create_users);
+        if let Some(bits) = raw.min_rsa_bits {
+            if !(MIN_RSA_BITS..=16384).contains(&bits) {
+                return Err(format!(
+                    "keys.min_rsa_bits: {bits} is not from {MIN_RSA_BITS} to 16384"
+                ));
+            }
+            self.min_rsa_bits = bits;
+        }
+        match raw.cloud_init_user.as_deref() {
+            Some("") => self.cloud_init_user = None,
+            Some(user) => {
+                let user = user.parse().map_err(|e| format!("keys.cloud_init_user: {e}"))?;
+                self.cloud_init_user = Some(user);
+            }
+            None => {}
+        }
         Ok(())
     }
 }
@@ -285,6 +318,14 @@ mod tests {
                 "paths.state: \"x\" is not an absolute path",
             ),
             ("[report]\ninterval = \"soon\"", "report.interval: \"soon\""),
+            (
+                "[keys]\nmin_rsa_bits = 1024",
+                "keys.min_rsa_bits: 1024 is not from 2048",
+            ),
+            (
+                "[keys]\ncloud_init_user = \"a b\"",
+                "keys.cloud_init_user: \"a b\"",
+            ),
             ("[report]\ninterval = \"-5m\"", "report.interval"),
             ("[health]\nlisten = \"[::]:0\"", "health.listen"),
             (

@@ -128,7 +128,7 @@ impl Agent {
         let token = spec.enrolment_token().cloned();
         self.published
             .send_modify(|published| (published.tls, published.token) = (tls, token));
-        self.reconcile(&[Scope::Logins, Scope::Endpoint].into()).await;
+        self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
         Ok(true)
     }
 
@@ -139,6 +139,13 @@ impl Agent {
                 trial.spec.generation, trial.until
             );
             return Err((Refusal::Failed, reason));
+        }
+        for (at, key) in spec.authorized_keys.iter().enumerate() {
+            let fits = key.key.check_size(self.settings.min_rsa_bits);
+            fits.map_err(|reason| {
+                let reason = format!("authorized_keys[{at}].key: {reason} (setting keys.min_rsa_bits)");
+                (Refusal::BadInput, reason)
+            })?;
         }
         let Some(accepted) = &self.spec else { return Ok(()) };
         if spec.generation <= accepted.generation {
@@ -239,7 +246,7 @@ impl Agent {
                 published.tls = tls;
             }
         });
-        self.reconcile(&[Scope::Logins, Scope::Endpoint].into()).await;
+        self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
     }
 }
 

@@ -37,14 +37,27 @@ impl Agent {
                 self.applied(result)
             }
             Request::AddRule { rule } => {
-                let result = self
-                    .change_spec(|spec| add_rule(spec, rule), Terms::default())
-                    .await;
+                let change = |spec: &mut Spec| add_rule(spec, rule);
+                let result = self.change_spec("firewall", change, Terms::default()).await;
                 self.applied(result)
             }
             Request::RevokeRule { id, confirm_s, force } => {
                 let terms = terms(confirm_s, force);
-                let result = self.change_spec(|spec| revoke_rule(spec, &id), terms).await;
+                let change = |spec: &mut Spec| revoke_rule(spec, &id);
+                let result = self.change_spec("firewall", change, terms).await;
+                self.applied(result)
+            }
+            Request::AddKey { key } => {
+                let result = self.add_key(key).await;
+                self.applied(result)
+            }
+            Request::RevokeKey {
+                fingerprint,
+                confirm_s,
+                force,
+            } => {
+                let terms = terms(confirm_s, force);
+                let result = self.revoke_key(&fingerprint, terms).await;
                 self.applied(result)
             }
             Request::Confirm { generation } => {
@@ -55,8 +68,9 @@ impl Agent {
     }
 
     /// Accepts the accepted spec with a change, as the next generation.
-    async fn change_spec(
+    pub(super) async fn change_spec(
         &mut self,
+        source: &str,
         change: impl FnOnce(&mut Spec) -> Result<bool, Refused>,
         terms: Terms,
     ) -> Result<bool, Refused> {
@@ -69,7 +83,7 @@ impl Agent {
             return Ok(false);
         }
         spec.generation = spec.generation.next();
-        self.accept(spec, "firewall", terms).await
+        self.accept(spec, source, terms).await
     }
 
     fn applied(&self, result: Result<bool, Refused>) -> Answer {

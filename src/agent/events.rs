@@ -114,6 +114,8 @@ struct Sources {
     calls: mpsc::Receiver<control::Call>,
     /// When logins are looked at because files changed.
     logins_due: Option<Instant>,
+    /// What is looked at then: all of them, if more than key files changed.
+    logins_scope: Scope,
     /// When that happened last.
     logins_looked: Option<Instant>,
     watchdog: Option<Duration>,
@@ -168,6 +170,7 @@ impl Sources {
             units,
             calls,
             logins_due: None,
+            logins_scope: Scope::KeyFiles,
             logins_looked: None,
             watchdog,
             last_watchdog: Instant::now(),
@@ -189,14 +192,17 @@ impl Sources {
             }
         }
         if watch.places() > before {
-            self.logins_are_due();
+            self.logins_are_due(Scope::KeyFiles);
         }
     }
 
     /// A new spec is taken at once; what else changed concerns logins.
     fn sorted(&mut self, topics: &BTreeSet<Topic>) -> Event {
-        if topics.iter().any(|topic| *topic != Topic::Spec) {
-            self.logins_are_due();
+        let others: BTreeSet<Topic> = topics.iter().copied().filter(|t| *t != Topic::Spec).collect();
+        if others == [Topic::Keys].into() {
+            self.logins_are_due(Scope::KeyFiles);
+        } else if !others.is_empty() {
+            self.logins_are_due(Scope::Logins);
         }
         if topics.contains(&Topic::Spec) {
             Event::Spec
@@ -207,7 +213,10 @@ impl Sources {
 
     /// Logins are looked at, at once, but not more often than every [`LOGINS_PAUSE`]: users can change
     /// their files as often as they like, and each look asks sshd.
-    fn logins_are_due(&mut self) {
+    fn logins_are_due(&mut self, scope: Scope) {
+        if scope == Scope::Logins {
+            self.logins_scope = scope;
+        }
         let now = Instant::now();
         let due = self
             .logins_looked
@@ -218,7 +227,7 @@ impl Sources {
     fn look_at_logins(&mut self) -> Event {
         self.logins_due = None;
         self.logins_looked = Some(Instant::now());
-        Event::Look([Scope::Logins].into())
+        Event::Look([std::mem::replace(&mut self.logins_scope, Scope::KeyFiles)].into())
     }
 
     async fn next(&mut self, agent: &Agent) -> Event {
@@ -246,7 +255,7 @@ impl Sources {
                 let _ = self.units.try_recv();
                 Event::Look([Scope::Units].into())
             }
-            () = until(expiry) => Event::Look([Scope::Logins].into()),
+            () = until(expiry) => Event::Look([Scope::KeyFiles].into()),
             () = until(watchdog) => Event::Alive,
         };
         self.last_watchdog = Instant::now();

@@ -1,38 +1,56 @@
 //! Keys in their place, and what sshd says of them.
 //!
-//! May not live here: how a file is written (`system::key_files`), what makes a login good
-//! (`policy::readiness`).
+//! What was found out of a user is remembered, and holds as long as that user's files are the same and
+//! nothing else happened: a change in one home asks nothing of the others.
+//!
+//! May not live here: how a file is written (`system::key_files`), which keys hold
+//! (`policy::key_sources`), what makes a login good (`policy::readiness`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use futures_util::StreamExt;
+use futures_util::stream;
 use jiff::Timestamp;
-use portcullis_protocol::{PublicKey, Spec, UserName};
+use portcullis_protocol::key::KeyLine;
+use portcullis_protocol::{Spec, UserName};
 use tracing::{info, warn};
 
+use super::login_questions::{self, Answers};
 use super::state::Store;
+use crate::config::Settings;
 use crate::log::id;
-use crate::policy::keys::current;
-use crate::policy::observation::{Handshake, KeyState, Observed, Sshd, SshdConfig};
+use crate::policy::key_sources::{Grant, KeyRules, Unfit, gather};
+use crate::policy::observation::{KeyState, Observed, Sshd, SshdConfig};
 use crate::system::accounts::{self, Account, AccountError};
-use crate::system::{as_user, key_files, ssh_probe, sshd, systemd};
+use crate::system::key_files::{self, ReadBack};
+use crate::system::{as_user, injected, sshd, systemd};
 
-/// What is seen of logins: sshd itself, and the spec's keys.
+/// How many users are looked at at the same time: each waits for sshd and for the disk.
+const AT_ONCE: usize = 8;
+
+/// What is seen of logins: sshd itself, and everybody's keys.
 pub struct Seen {
     /// sshd.
     pub sshd: Sshd,
-    /// The keys, in the order of the spec's users.
+    /// The keys, in the order of their users.
     pub keys: Vec<KeyState>,
-    /// Files whose change may concern keys: key folders and key files.
+    /// Keys that are left out.
+    pub unfit: Vec<Unfit>,
+    /// Files whose change may concern keys: key folders, key files, cloud-init's data.
     pub files: BTreeSet<PathBuf>,
 }
 
-/// A user of the spec, as far as the system knows it.
-struct Login {
-    user: UserName,
-    keys: Vec<PublicKey>,
+/// A user with keys, as far as the system knows it.
+pub struct Login {
+    /// The user.
+    pub user: UserName,
+    /// The keys that should let the user in.
+    pub grants: Vec<Grant>,
     account: Observed<Account>,
-    installed: Observed<(PathBuf, Vec<PublicKey>)>,
+    config: Observed<SshdConfig>,
+    /// What their file holds.
+    pub installed: Observed<ReadBack>,
 }
 
 /// Whether looking may change anything.
@@ -40,37 +58,73 @@ struct Login {
 pub enum Mode {
     /// Look only.
     Observe,
-    /// Put keys in place, remove those of users who left the spec; create users if that is set.
-    Reconcile {
-        /// The setting `keys.create_users`.
-        create_users: bool,
-    },
+    /// Put keys in place, remove those of users who are named no more; create users if that is set.
+    Reconcile,
 }
 
-/// Looks at sshd and the spec's keys, in `Reconcile` after putting them in place.
-pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
-    let now = Timestamp::now();
-    let users: BTreeSet<UserName> = spec
-        .into_iter()
-        .flat_map(|s| &s.authorized_keys)
-        .map(|k| k.user.clone())
-        .collect();
-    if mode != Mode::Observe {
+/// What is looked at, and how.
+pub struct Look<'a> {
+    /// The spec that holds.
+    pub spec: Option<&'a Spec>,
+    /// What outlives the process.
+    pub store: &'a Store,
+    /// The image's settings.
+    pub settings: &'a Settings,
+    /// Whether anything may be changed.
+    pub mode: Mode,
+}
+
+/// What was found out before.
+#[derive(Default)]
+pub struct Memory {
+    configs: BTreeMap<UserName, SshdConfig>,
+    answers: Answers,
+}
+
+impl Memory {
+    /// Forgets what depends on sshd, its configuration and the users of the system.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Looks at sshd and everybody's keys, in `Reconcile` after putting them in place.
+pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
+    let cloud_init_user = look.settings.cloud_init_user.as_ref();
+    let grants = look.spec.map(|spec| {
+        let rules = KeyRules {
+            least_rsa_bits: look.settings.min_rsa_bits,
+            revoked: look.store.revoked().map_err(|e| e.to_string()),
+        };
+        gather(spec, &injected::read(cloud_init_user), &rules, Timestamp::now())
+    });
+    // Without a spec nothing is known, and so nothing is changed: it may only be unreadable for now.
+    let mode = grants.as_ref().map_or(Mode::Observe, |_| look.mode);
+    let grants = grants.unwrap_or_default();
+    if look.mode == Mode::Reconcile {
         sshd::prepare();
     }
-    if let (Mode::Reconcile { .. }, Some(_)) = (mode, spec) {
-        remove_departed(&users, store).await;
+    if mode == Mode::Reconcile {
+        remove_departed(&grants.users(), look.store).await;
     }
-    let mut logins = Vec::new();
-    for user in &users {
-        if let Some(spec) = spec {
-            logins.push(login(user, spec, now, mode).await);
-        }
-    }
-    let (units, config) = tokio::join!(systemd::sshd_units(), sshd::effective_config(None));
-    let (handshake, keys) = probe(&config, logins.as_slice()).await;
+    let version = sshd::version().await;
+    let create = look.settings.create_users && mode == Mode::Reconcile;
+    let known = &memory.configs;
+    let logins: Vec<Login> = stream::iter(grants.by_user())
+        .map(|(user, grants)| {
+            let config = known.get(&user).cloned();
+            login(user, grants, config, version, (mode, create))
+        })
+        .buffered(AT_ONCE)
+        .collect()
+        .await;
+    let (units, config) = tokio::join!(systemd::sshd_units(), sshd::config_of(None, version));
+    let (handshake, keys) = login_questions::ask(&config, &logins, &mut memory.answers).await;
     let host_keys = sshd::host_keys(config.as_ref().ok());
-    let files = logins.iter().flat_map(watched).collect();
+    let mut files: BTreeSet<PathBuf> = logins.iter().flat_map(watched).collect();
+    files.extend(injected::watched(cloud_init_user));
+    let configs = logins.into_iter().filter_map(|l| Some((l.user, l.config.ok()?)));
+    memory.configs = configs.collect();
     Seen {
         sshd: Sshd {
             units,
@@ -79,49 +133,62 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
             host_keys,
         },
         keys,
+        unfit: grants.unfit,
         files,
     }
 }
 
-async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Login {
-    let wanted = current(&spec.authorized_keys, user, now);
-    let account = account(user, mode);
-    let config = match &account {
-        Ok(_) => sshd::effective_config(Some(user)).await,
-        Err(reason) => Err(reason.clone()),
+async fn login(
+    user: UserName,
+    grants: Vec<Grant>,
+    known: Option<SshdConfig>,
+    version: Option<(u16, u16)>,
+    (mode, create): (Mode, bool),
+) -> Login {
+    let account = account(&user, create);
+    let config = match (&account, known) {
+        (Ok(_), Some(config)) => Ok(config),
+        (Ok(_), None) => sshd::config_of(Some(&user), version).await,
+        (Err(reason), _) => Err(reason.clone()),
     };
-    let keys = wanted.iter().map(|k| k.key.clone()).collect();
     let installed = match (&account, &config) {
         (Ok(account), Ok(config)) => {
             let (account, config) = (account.clone(), config.clone());
-            let work = move || -> Observed<(PathBuf, Vec<PublicKey>)> {
-                if mode != Mode::Observe {
-                    let outcome =
-                        key_files::install(&account, &config, &wanted).map_err(|e| e.to_string())?;
-                    if outcome.changed {
-                        let (user, file) = (account.name.to_string(), outcome.path.display().to_string());
-                        info!(
-                            MESSAGE_ID = id::KEYS_WRITTEN,
-                            USER = user,
-                            FILE = file,
-                            "keys were put in place"
-                        );
-                    }
-                }
-                key_files::read_back(&account, &config)
-            };
-            as_user::off_thread(work)
+            let keys: Vec<_> = grants.iter().map(|grant| grant.key.clone()).collect();
+            as_user::off_thread(move || put_in_place(&account, &config, &keys, mode))
                 .await
                 .unwrap_or_else(|e| Err(e.to_string()))
         }
         (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
     };
     Login {
-        user: user.clone(),
-        keys,
+        user,
+        grants,
         account,
+        config,
         installed,
     }
+}
+
+fn put_in_place(
+    account: &Account,
+    config: &SshdConfig,
+    keys: &[portcullis_protocol::AuthorizedKey],
+    mode: Mode,
+) -> Observed<ReadBack> {
+    if mode == Mode::Reconcile {
+        let outcome = key_files::install(account, config, keys).map_err(|e| e.to_string())?;
+        if outcome.changed {
+            let (user, file) = (account.name.to_string(), outcome.path.display().to_string());
+            info!(
+                MESSAGE_ID = id::KEYS_WRITTEN,
+                USER = user,
+                FILE = file,
+                "keys were put in place"
+            );
+        }
+    }
+    key_files::read_back(account, config)
 }
 
 /// The home's folder of keys and, once it is known, the file in it. Each is watched in its folder, so
@@ -129,32 +196,30 @@ async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Logi
 fn watched(login: &Login) -> Vec<PathBuf> {
     let folder = login.account.as_ref().map(|account| account.home.join(".ssh"));
     let file = match (&login.installed, &folder) {
-        (Ok((file, _)), _) => Some(file.clone()),
+        (Ok(read), _) => Some(read.path.clone()),
         (Err(_), Ok(folder)) => Some(folder.join("authorized_keys")),
         _ => None,
     };
     folder.ok().into_iter().chain(file).collect()
 }
 
-fn account(user: &UserName, mode: Mode) -> Observed<Account> {
-    match (accounts::lookup(user), mode) {
-        (Err(AccountError::Unknown(_)), Mode::Reconcile { create_users: true }) => accounts::create(user),
-        (found, _) => found,
+fn account(user: &UserName, create: bool) -> Observed<Account> {
+    match accounts::lookup(user) {
+        Err(AccountError::Unknown(_)) if create => accounts::create(user),
+        found => found,
     }
     .map_err(|e| e.to_string())
 }
 
-/// Takes our lines out of the files of users whom the spec no longer names. The list of users is
+/// Takes our lines out of the files of users whom no source names any more. The list of users is
 /// written before files are, so that a crash in between forgets nobody.
 async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
     let managed = store.users();
     let departed: Vec<UserName> = managed.difference(users).cloned().collect();
     let union: BTreeSet<UserName> = managed.union(users).cloned().collect();
     let mut remaining = users.clone();
-    if union != managed
-        && let Err(error) = store.save_users(&union)
-    {
-        warn!(MESSAGE_ID = id::DEGRADED, %error, "the list of users could not be written");
+    if union != managed {
+        remember(store, &union);
     }
     for user in departed {
         let Ok(account) = accounts::lookup(&user) else {
@@ -167,16 +232,13 @@ async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
                 .and_then(|outcome| outcome.map_err(|e| e.to_string())),
             Err(reason) => Err(reason),
         };
+        let name = user.as_str();
         match removed {
-            Ok(_) => info!(
-                MESSAGE_ID = id::KEYS_WRITTEN,
-                USER = user.as_str(),
-                "keys were removed"
-            ),
+            Ok(_) => info!(MESSAGE_ID = id::KEYS_WRITTEN, USER = name, "keys were removed"),
             Err(reason) => {
                 warn!(
                     MESSAGE_ID = id::KEYS_FAILED,
-                    USER = user.as_str(),
+                    USER = name,
                     reason,
                     "keys could not be removed"
                 );
@@ -184,54 +246,21 @@ async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
             }
         }
     }
-    if remaining != union
-        && let Err(error) = store.save_users(&remaining)
-    {
+    if remaining != union {
+        remember(store, &remaining);
+    }
+}
+
+fn remember(store: &Store, users: &BTreeSet<UserName>) {
+    if let Err(error) = store.save_users(users) {
         warn!(MESSAGE_ID = id::DEGRADED, %error, "the list of users could not be written");
     }
 }
 
-/// One handshake, and the question whether sshd would accept each key that is in place.
-async fn probe(config: &Observed<SshdConfig>, logins: &[Login]) -> (Observed<Handshake>, Vec<KeyState>) {
-    let address = config.as_ref().map_err(Clone::clone).and_then(|config| {
-        config
-            .local_address()
-            .ok_or_else(|| "sshd listens on no address".to_owned())
-    });
-    let mut handshake: Option<Observed<Handshake>> = None;
-    let mut states = Vec::new();
-    for login in logins {
-        let in_place = login
-            .installed
-            .as_ref()
-            .map(|(_, keys)| keys.as_slice())
-            .unwrap_or_default();
-        let answers = match (&address, &login.installed) {
-            (Ok(address), Ok(_)) => {
-                let probe = ssh_probe::probe(*address, &login.user, &login.keys).await;
-                handshake.get_or_insert(probe.handshake);
-                probe.accepted
-            }
-            (Err(reason), _) | (_, Err(reason)) => vec![Err(reason.clone()); login.keys.len()],
-        };
-        for (key, accepted) in login.keys.iter().zip(answers) {
-            let installed = match &login.installed {
-                Ok((file, _)) if in_place.iter().any(|k| k.same_key(key)) => Ok(file.clone()),
-                Ok((file, _)) => Err(format!("{} does not hold it", file.display())),
-                Err(reason) => Err(reason.clone()),
-            };
-            states.push(KeyState {
-                user: login.user.clone(),
-                key: key.clone(),
-                installed,
-                accepted,
-            });
-        }
+/// The line that a grant is in a file.
+pub fn line_of(grant: &Grant) -> KeyLine {
+    KeyLine {
+        options: grant.key.options.clone(),
+        key: grant.key.key.clone(),
     }
-    let handshake = match (handshake, address) {
-        (Some(handshake), _) => handshake,
-        (None, Ok(address)) => ssh_probe::handshake(address).await,
-        (None, Err(reason)) => Err(reason),
-    };
-    (handshake, states)
 }

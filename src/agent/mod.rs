@@ -9,12 +9,15 @@ pub mod control;
 pub mod denied;
 pub mod events;
 pub mod gate;
+pub mod key_audit;
+mod key_changes;
+mod login_questions;
 pub mod logins;
 pub mod neighbours;
 pub mod report;
 pub mod state;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,11 +32,12 @@ use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
+use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, Systemd};
 use crate::system::systemd;
 use denied::Denied;
 use gate::guard::Guard;
-use logins::Mode;
+use logins::{Look, Mode};
 use state::{Store, Trial};
 
 /// What has to be looked at again.
@@ -45,8 +49,10 @@ pub enum Scope {
     Systemd,
     /// Whether systemd or a unit of sshd is in another state than before; if so, all of it.
     Units,
-    /// sshd and the keys.
+    /// sshd and the keys, as if nothing were known of them.
     Logins,
+    /// The keys, where files or the spec changed, and nothing else did.
+    KeyFiles,
     /// Our own endpoint.
     Endpoint,
 }
@@ -77,6 +83,7 @@ pub struct Agent {
     report: Option<Arc<Report>>,
     published: watch::Sender<Published>,
     deliveries: watch::Sender<Delivery>,
+    known_logins: logins::Memory,
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
 }
@@ -116,6 +123,7 @@ impl Agent {
                 host_keys: Vec::new(),
             },
             keys: Vec::new(),
+            unfit: Vec::new(),
             tls: not_yet(),
             conflicts: not_yet(),
             trial_until: None,
@@ -145,6 +153,7 @@ impl Agent {
             report: None,
             published,
             deliveries: watch::Sender::default(),
+            known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
         })
     }
@@ -199,12 +208,10 @@ impl Agent {
             self.seen.conflicts = self.neighbours.borrow().clone();
         }
         if scopes.contains(&Scope::Logins) {
-            let mode = Mode::Reconcile {
-                create_users: self.settings.create_users,
-            };
-            let seen = logins::look(self.spec.as_deref(), &self.store, mode).await;
-            self.log_new_failures(&seen.keys);
-            (self.seen.sshd, self.seen.keys, self.key_files) = (seen.sshd, seen.keys, seen.files);
+            self.known_logins.forget();
+        }
+        if scopes.contains(&Scope::Logins) || scopes.contains(&Scope::KeyFiles) {
+            self.reconcile_logins().await;
         }
         if scopes.contains(&Scope::Systemd) {
             self.seen.systemd = systemd::observe().await;
@@ -218,6 +225,19 @@ impl Agent {
             };
         }
         self.publish();
+    }
+
+    async fn reconcile_logins(&mut self) {
+        let look = Look {
+            spec: self.spec.as_deref(),
+            store: &self.store,
+            settings: &self.settings,
+            mode: Mode::Reconcile,
+        };
+        let seen = logins::look(&look, &mut self.known_logins).await;
+        self.log_new_failures(&seen.keys, &seen.unfit);
+        self.key_files = seen.files;
+        (self.seen.sshd, self.seen.keys, self.seen.unfit) = (seen.sshd, seen.keys, seen.unfit);
     }
 
     /// systemd tells of every job of every unit. Only a state that differs is worth a login probe.
@@ -236,24 +256,33 @@ impl Agent {
     }
 
     /// The same failure again is no news.
-    fn log_new_failures(&self, keys: &[KeyState]) {
+    fn log_new_failures(&self, keys: &[KeyState], unfit: &[Unfit]) {
+        let before = self.seen.keys.iter().map(|key| (&key.grant.key, &key.installed));
+        let before: BTreeMap<_, _> = before
+            .map(|(key, installed)| ((&key.user, key.key.fingerprint()), installed))
+            .collect();
         for key in keys {
-            let before = self
-                .seen
-                .keys
-                .iter()
-                .find(|k| k.user == key.user && k.key == key.key);
+            let user = &key.grant.key.user;
+            let then = before.get(&(user, key.grant.key.key.fingerprint()));
             if let Err(reason) = &key.installed
-                && before.is_none_or(|before| before.installed != key.installed)
+                && then.is_none_or(|then| *then != &key.installed)
             {
-                let user = key.user.as_str();
                 warn!(
                     MESSAGE_ID = id::KEYS_FAILED,
-                    USER = user,
+                    USER = user.as_str(),
                     REASON = reason,
                     "a key could not be put in place: {reason}"
                 );
             }
+        }
+        for left_out in unfit.iter().filter(|unfit| !self.seen.unfit.contains(unfit)) {
+            let (what, reason) = (&left_out.what, &left_out.reason);
+            warn!(
+                MESSAGE_ID = id::KEYS_FAILED,
+                SOURCE = left_out.source.to_string(),
+                REASON = reason,
+                "a key is left out, {what}: {reason}"
+            );
         }
     }
 

@@ -21,7 +21,8 @@ use crate::system::{clock, files};
 const SPEC_FILE: &str = "spec.json";
 const TRIAL_FILE: &str = "trial.json";
 const USERS_FILE: &str = "managed-users.json";
-const MAX_USERS_BYTES: usize = 1 << 20;
+const REVOKED_FILE: &str = "revoked-keys.json";
+const MAX_LIST_BYTES: usize = 1 << 20;
 
 /// A spec that holds until its time is over, or for good once it is confirmed. The accepted spec stays
 /// on disk beside it: after a reboot, that one holds.
@@ -74,7 +75,7 @@ pub enum StateError {
         error: io::Error,
     },
     /// The file is there and is not what was written.
-    #[error("{}: damaged: {reason} (accept a spec again: `portcullis apply --spec FILE`, after moving this file away)", path.display())]
+    #[error("{}: damaged: {reason} (move it away; a spec is accepted again with `portcullis apply --spec FILE`)", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -204,7 +205,7 @@ impl Store {
     pub fn users(&self) -> BTreeSet<UserName> {
         let path = self.folder.join(USERS_FILE);
         let bytes = self
-            .read(&path, MAX_USERS_BYTES)
+            .read(&path, MAX_LIST_BYTES)
             .ok()
             .flatten()
             .unwrap_or_default();
@@ -218,6 +219,31 @@ impl Store {
     pub fn save_users(&self, users: &BTreeSet<UserName>) -> Result<(), StateError> {
         // A set of checked names always makes JSON.
         self.write(USERS_FILE, &serde_json::to_vec(users).unwrap_or_default())
+    }
+
+    /// Fingerprints of keys that were revoked on the instance: of these, sources beside the spec bring
+    /// none back.
+    ///
+    /// # Errors
+    /// When the list is there and can't be read, or is damaged: then nobody knows what was revoked.
+    pub fn revoked(&self) -> Result<BTreeSet<String>, StateError> {
+        let path = self.folder.join(REVOKED_FILE);
+        let bytes = self.read(&path, MAX_LIST_BYTES)?;
+        let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+        let damaged = |error: serde_json::Error| StateError::Damaged {
+            path,
+            reason: error.to_string(),
+        };
+        Ok(parsed.map_err(damaged)?.unwrap_or_default())
+    }
+
+    /// Remembers them, durably.
+    ///
+    /// # Errors
+    /// When the list can't be written.
+    pub fn save_revoked(&self, revoked: &BTreeSet<String>) -> Result<(), StateError> {
+        // A set of strings always makes JSON.
+        self.write(REVOKED_FILE, &serde_json::to_vec(revoked).unwrap_or_default())
     }
 
     fn read(&self, path: &Path, limit: usize) -> Result<Option<Vec<u8>>, StateError> {
@@ -256,6 +282,19 @@ mod tests {
             let error = store.spec().unwrap_err().to_string();
             assert!(error.contains("spec.json: damaged"), "{error}");
         }
+    }
+
+    #[test]
+    fn revoked_keys_are_remembered_and_a_damaged_list_is_no_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        assert_eq!(store.revoked().unwrap(), BTreeSet::new());
+        let revoked: BTreeSet<String> = ["SHA256:x".to_owned()].into();
+        store.save_revoked(&revoked).unwrap();
+        assert_eq!(store.revoked().unwrap(), revoked);
+        fs::write(folder.path().join(REVOKED_FILE), "[").unwrap();
+        let error = store.revoked().unwrap_err().to_string();
+        assert!(error.contains("revoked-keys.json: damaged"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Failure, Global, report, require_root, runtime};
 use crate::agent::gate;
-use crate::agent::logins::{self, Mode};
+use crate::agent::logins::{self, Look, Mode};
 use crate::agent::neighbours;
 use crate::agent::report::write;
 use crate::agent::state::Store;
@@ -23,11 +23,15 @@ pub fn run(global: &Global) -> Result<(), Failure> {
         Ok(spec) => (spec, None),
         Err(error) => (None, Some(error.to_string())),
     };
+    let look = Look {
+        spec: spec.as_ref(),
+        store: &store,
+        settings: &settings,
+        mode: Mode::Observe,
+    };
+    let mut known = logins::Memory::default();
     let report = runtime()?.block_on(async {
-        let (logins, systemd) = tokio::join!(
-            logins::look(spec.as_ref(), &store, Mode::Observe),
-            systemd::observe()
-        );
+        let (logins, systemd) = tokio::join!(logins::look(&look, &mut known), systemd::observe());
         let tls = match TlsIdentity::load(&settings.state_dir) {
             Ok(Some(identity)) => server::observe(settings.listen, &identity).await,
             Ok(None) => Err("the daemon has not run yet".to_owned()),
@@ -41,6 +45,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
             systemd,
             sshd: logins.sshd,
             keys: logins.keys,
+            unfit: logins.unfit,
             tls,
             conflicts,
         };

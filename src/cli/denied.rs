@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
 use ipnet::IpNet;
 use portcullis_protocol::control::{Answer, Request};
 use portcullis_protocol::denied::{DeniedSample, DeniedSource, DeniedTarget};
 use serde_json::{Value, json};
 
 use super::status::{ask, unexpected};
-use super::{Failure, Format, Global, print, print_json, require_root, runtime};
+use super::{Failure, Format, Global, plain_table, print, print_json, require_root, runtime};
 use crate::policy::metadata;
 use crate::system::nftables::{Count, Nftables};
 
@@ -154,11 +152,7 @@ fn plain(net: IpNet) -> String {
 }
 
 fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(header);
+    let mut table = plain_table(header);
     for row in rows {
         table.add_row(row);
     }

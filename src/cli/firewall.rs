@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
-use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
 use portcullis_protocol::control::{Answer, Request};
 use portcullis_protocol::{FirewallRule, PortRange, Protocol, RuleId, SourceRange, Spec};
 use serde_json::json;
@@ -12,7 +10,7 @@ use serde_json::json;
 use super::apply::{TermsArguments, change};
 use super::denied::{self, DeniedArguments};
 use super::status::{ask, unexpected};
-use super::{Failure, Format, Global, print, print_json, require_root, runtime};
+use super::{Failure, Format, Global, plain_table, print, print_json, require_root, runtime};
 use crate::system::nftables::{Count, Nftables};
 
 #[derive(Debug, Subcommand)]
@@ -128,11 +126,7 @@ fn counted<'a>(rules: &'a [FirewallRule], counts: &[(String, Count)]) -> Vec<(&'
 }
 
 fn table(rules: &[(&FirewallRule, Count)]) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(["RULE", "PROTOCOL", "PORTS", "SOURCES", "PACKETS"]);
+    let mut table = plain_table(["RULE", "PROTOCOL", "PORTS", "SOURCES", "PACKETS"]);
     for (rule, count) in rules {
         let sources: Vec<String> = rule.sources.iter().map(ToString::to_string).collect();
         let sources = if sources.is_empty() {

@@ -7,6 +7,7 @@ mod check;
 mod denied;
 mod explain;
 mod firewall;
+mod keys;
 mod lockdown;
 mod plan;
 mod report;
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table};
 use portcullis_protocol::Spec;
 use portcullis_protocol::spec::MAX_SPEC_BYTES;
 use serde::Serialize;
@@ -96,6 +99,9 @@ enum Command {
     /// Show and change what is let in.
     #[command(subcommand)]
     Firewall(firewall::FirewallCommand),
+    /// Show and change whose keys are let in.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Show the daemon's last report.
     #[command(after_help = "Example:\n  portcullis status --watch")]
     Status(status::StatusArguments),
@@ -172,6 +178,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Apply(arguments) => apply::run(&global, &arguments),
         Command::Confirm(arguments) => apply::confirm(&global, &arguments),
         Command::Firewall(command) => firewall::run(&global, &command),
+        Command::Keys(command) => keys::run(&global, &command),
         Command::Explain(arguments) => explain::run(&global, &arguments),
         Command::Status(status) => status::run(&global, &status),
     }
@@ -201,17 +208,35 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn read_spec(path: &Path) -> Result<Spec, Failure> {
-    use std::io::Read;
-    let (name, bytes) = if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        let limit = MAX_SPEC_BYTES as u64 + 1;
-        let read = std::io::stdin().lock().take(limit).read_to_end(&mut bytes);
-        ("standard input".to_owned(), read.map(|_| bytes))
-    } else {
-        (path.display().to_string(), std::fs::read(path))
-    };
-    let bytes = bytes.map_err(|e| Failure::BadInput(format!("{name}: {e}")))?;
+    let (name, bytes) = read_input(path, MAX_SPEC_BYTES as u64 + 1)?;
     Spec::from_json(&bytes).map_err(|e| Failure::BadInput(format!("{name}: {e}")))
+}
+
+/// Up to `limit` bytes of a file, or of standard input for `-`, and what to call it.
+fn read_input(path: &Path, limit: u64) -> Result<(String, Vec<u8>), Failure> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let (name, read) = if path == Path::new("-") {
+        let read = std::io::stdin().lock().take(limit).read_to_end(&mut bytes);
+        ("standard input".to_owned(), read)
+    } else {
+        let read = std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
+        (path.display().to_string(), read)
+    };
+    match read {
+        Ok(_) => Ok((name, bytes)),
+        Err(error) => Err(Failure::BadInput(format!("{name}: {error}"))),
+    }
+}
+
+/// A table without lines, as wide as its content.
+fn plain_table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header);
+    table
 }
 
 /// Prints a result as the one JSON document of standard output.

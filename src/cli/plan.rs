@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::{Failure, Format, Global, print, print_json, read_spec, runtime};
 use crate::agent::gate;
-use crate::agent::logins::{self, Mode};
+use crate::agent::logins::{self, Look, Mode};
 use crate::agent::state::Store;
+use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState};
 use crate::policy::ruleset::Ruleset;
 
@@ -17,9 +18,15 @@ pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
     let settings = global.settings()?;
     let gate = gate::observe(&settings, Some(&spec));
     let store = Store::new(&settings.state_dir);
-    let keys = runtime()?
-        .block_on(logins::look(Some(&spec), &store, Mode::Observe))
-        .keys;
+    let look = Look {
+        spec: Some(&spec),
+        store: &store,
+        settings: &settings,
+        mode: Mode::Observe,
+    };
+    let mut known = logins::Memory::default();
+    let logins = runtime()?.block_on(logins::look(&look, &mut known));
+    let (keys, unfit) = (logins.keys, logins.unfit);
     let held = gate.held.clone().ok().flatten().unwrap_or_default();
     let changes = held.diff(&gate.planned);
     match global.format {
@@ -30,23 +37,36 @@ pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
             "nft": gate.planned.to_string(),
             "firewall_changes": changes,
             "keys": keys.iter().map(key_json).collect::<Vec<_>>(),
+            "keys_left_out": unfit.iter().map(unfit_json).collect::<Vec<_>>(),
             "unreadable": gate.held.as_ref().err(),
         })),
-        Format::Table => print(&text(&spec, &gate, &held, &changes, &keys)),
+        Format::Table => {
+            print(&[gate_text(&spec, &gate, &held, &changes), keys_text(&keys, &unfit)].join("\n"))
+        }
     }
 }
 
 fn key_json(key: &KeyState) -> serde_json::Value {
     json!({
-        "user": key.user,
-        "fingerprint": key.key.fingerprint(),
+        "user": key.grant.key.user,
+        "fingerprint": key.grant.key.key.fingerprint(),
+        "source": key.grant.source.to_string(),
         "installed": key.installed.is_ok(),
         "file": key.installed.as_ref().ok(),
         "reason": key.installed.as_ref().err(),
     })
 }
 
-fn text(spec: &Spec, gate: &Gate, held: &Ruleset, changes: &[String], keys: &[KeyState]) -> String {
+fn unfit_json(unfit: &Unfit) -> serde_json::Value {
+    json!({
+        "user": unfit.user,
+        "key": unfit.what,
+        "source": unfit.source.to_string(),
+        "reason": unfit.reason,
+    })
+}
+
+fn gate_text(spec: &Spec, gate: &Gate, held: &Ruleset, changes: &[String]) -> String {
     let mut lines = vec![format!(
         "# The ruleset of generation {}, as nft(8) would read it",
         spec.generation
@@ -75,15 +95,26 @@ fn text(spec: &Spec, gate: &Gate, held: &Ruleset, changes: &[String], keys: &[Ke
         }
     }
     lines.push(String::new());
-    lines.push("# Keys".to_owned());
+    lines.join("\n")
+}
+
+fn keys_text(keys: &[KeyState], unfit: &[Unfit]) -> String {
+    let mut lines = vec!["# Keys".to_owned()];
+    for unfit in unfit {
+        lines.push(format!(
+            "{} from {} is left out: {}",
+            unfit.what, unfit.source, unfit.reason
+        ));
+    }
     for key in keys {
         let state = match &key.installed {
             Ok(file) => format!("in place in {}", file.display()),
             Err(reason) => format!("to be put in place ({reason})"),
         };
-        lines.push(format!("{} {}: {state}", key.user, key.key.fingerprint()));
+        let (user, fingerprint) = (&key.grant.key.user, key.grant.key.key.fingerprint());
+        lines.push(format!("{user} {fingerprint} from {}: {state}", key.grant.source));
     }
-    if keys.is_empty() {
+    if keys.is_empty() && unfit.is_empty() {
         lines.push("none".to_owned());
     }
     lines.join("\n")

@@ -1,12 +1,10 @@
 //! The health report, as people like to read it.
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
 use jiff::{SignedDuration, Timestamp};
 use portcullis_protocol::{Report, Status};
 
-use super::{Failure, Format, print as print_text, print_json};
+use super::{Failure, Format, plain_table, print as print_text, print_json};
 
 /// Prints a report in the format that was asked for.
 pub fn print(report: &Report, format: Format) -> Result<(), Failure> {
@@ -74,11 +72,7 @@ fn text(report: &Report, now: Timestamp) -> String {
 }
 
 fn table(report: &Report, now: Timestamp) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(["STATUS", "CHECK", "REQUIREMENT", "SINCE", "SUMMARY"]);
+    let mut table = plain_table(["STATUS", "CHECK", "REQUIREMENT", "SINCE", "SUMMARY"]);
     for check in &report.checks {
         table.add_row([
             check.status.to_string(),

@@ -43,7 +43,7 @@ pub fn run(global: &Global, arguments: &StatusArguments) -> Result<(), Failure> 
     })
 }
 
-async fn ask_report(socket: &Path) -> Result<Report, Failure> {
+pub async fn ask_report(socket: &Path) -> Result<Report, Failure> {
     match ask(socket, &Request::Status).await? {
         Answer::Report { report } => Ok(*report),
         other => Err(unexpected(&other)),

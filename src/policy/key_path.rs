@@ -53,6 +53,13 @@ pub fn key_path(files: &[String], user: &UserName, uid: u32, home: &Path) -> Res
     }
 }
 
+/// All files that the entries name for this user, wherever they are, in sshd's order.
+pub fn all_paths(files: &[String], user: &UserName, uid: u32, home: &Path) -> Vec<PathBuf> {
+    let expanded = files.iter().filter_map(|file| expand(file, user, uid, home));
+    // A path that is not absolute begins in the home.
+    expanded.map(|path| home.join(path)).collect()
+}
+
 /// The entry with its tokens replaced; none if it has one that is not for this option.
 fn expand(file: &str, user: &UserName, uid: u32, home: &Path) -> Option<PathBuf> {
     let mut path = String::new();
@@ -113,6 +120,14 @@ mod tests {
         ] {
             assert_eq!(path(files).unwrap(), expected, "{files:?}");
         }
+    }
+
+    #[test]
+    fn whoever_audits_looks_at_all_of_them() {
+        let files = ["/etc/keys/%u", ".ssh/k", "/etc/shared", "%x"].map(str::to_owned);
+        let paths = all_paths(&files, &"al".parse().unwrap(), 1000, Path::new("/home/al"));
+        let expected = ["/etc/keys/al", "/home/al/.ssh/k", "/etc/shared"].map(PathBuf::from);
+        assert_eq!(paths, expected);
     }
 
     #[test]

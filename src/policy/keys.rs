@@ -10,7 +10,8 @@
 //! May not live here: files, users of the system, the clock.
 
 use jiff::{SignedDuration, Timestamp};
-use portcullis_protocol::{AuthorizedKey, PublicKey, UserName};
+use portcullis_protocol::key::KeyLine;
+use portcullis_protocol::{AuthorizedKey, KeyOptions, UserName};
 
 const BEGIN: &str = "# BEGIN portcullis (managed: lines that end in #portcullis are overwritten)";
 const END: &str = "# END portcullis";
@@ -50,7 +51,7 @@ impl Expiry {
             ),
             Self::Unwritten => return String::new(),
         };
-        format!("{EXPIRY_OPTION}{}{zone}\" ", end.strftime("%Y%m%d%H%M%S"))
+        format!("{EXPIRY_OPTION}{}{zone}\"", end.strftime("%Y%m%d%H%M%S"))
     }
 }
 
@@ -79,7 +80,7 @@ pub fn merge(existing: &[u8], ours: &[AuthorizedKey], expiry: Expiry) -> Vec<u8>
 }
 
 /// Our keys in a file: what [`merge`] wrote and nobody removed or altered since.
-pub fn installed(content: &[u8]) -> Vec<PublicKey> {
+pub fn installed(content: &[u8]) -> Vec<KeyLine> {
     content.split(|byte| *byte == b'\n').filter_map(our_key).collect()
 }
 
@@ -88,9 +89,15 @@ fn block(ours: &[AuthorizedKey], expiry: Expiry) -> String {
         return String::new();
     }
     let mut block = format!("{BEGIN}\n");
-    for AuthorizedKey { key, expires, .. } in ours {
-        let option = expires.map(|end| expiry.option(end)).unwrap_or_default();
-        block.push_str(&format!("{option}{key}{TAG}\n"));
+    for key in ours {
+        let end = key.expires.map(|end| expiry.option(end)).unwrap_or_default();
+        let options = [end.as_str(), key.options.as_str()];
+        let options: Vec<&str> = options.into_iter().filter(|o| !o.is_empty()).collect();
+        if !options.is_empty() {
+            block.push_str(&options.join(","));
+            block.push(' ');
+        }
+        block.push_str(&format!("{}{TAG}\n", key.key));
     }
     block + END + "\n"
 }
@@ -100,20 +107,27 @@ fn is_ours(line: &[u8]) -> bool {
     text == BEGIN.as_bytes() || text == END.as_bytes() || our_key(line).is_some()
 }
 
-/// The key of a line in exactly the form that [`block`] writes; an editor may have changed its end.
-fn our_key(line: &[u8]) -> Option<PublicKey> {
+/// The key of a line in exactly the form that [`merge`] writes; an editor may have changed its end. Its
+/// end is left out: sshd watches that, and the spec says what it should be.
+pub fn our_key(line: &[u8]) -> Option<KeyLine> {
     let line = std::str::from_utf8(line.trim_ascii_end()).ok()?;
     let line = line.strip_suffix(TAG)?;
-    let key = match line.strip_prefix(EXPIRY_OPTION) {
+    let rest = match line.strip_prefix(EXPIRY_OPTION) {
         Some(rest) => {
-            let (time, key) = rest.split_once("\" ")?;
+            let (time, rest) = rest.split_once('"')?;
             let digits = time.strip_suffix('Z').unwrap_or(time);
-            digits.bytes().all(|byte| byte.is_ascii_digit()).then_some(key)?
+            let rest = rest.strip_prefix([' ', ','])?;
+            digits.bytes().all(|byte| byte.is_ascii_digit()).then_some(rest)?
         }
         None => line,
     };
     // The parser forgives blanks around a key; a line of ours has none.
-    (!key.starts_with([' ', '\t'])).then(|| key.parse().ok())?
+    (!rest.starts_with([' ', '\t'])).then(|| rest.parse().ok())?
+}
+
+/// Whether a line holds this key with these options.
+pub fn holds(line: &KeyLine, options: &KeyOptions, key: &portcullis_protocol::PublicKey) -> bool {
+    line.options == *options && line.key.same_key(key)
 }
 
 #[cfg(test)]
@@ -132,8 +146,16 @@ mod tests {
     fn key(line: &str, expires: Option<&str>) -> AuthorizedKey {
         AuthorizedKey {
             user: "ubuntu".parse().unwrap(),
+            options: KeyOptions::default(),
             key: line.parse().unwrap(),
             expires: expires.map(|end| end.parse().unwrap()),
+        }
+    }
+
+    fn line(key: &AuthorizedKey) -> KeyLine {
+        KeyLine {
+            options: key.options.clone(),
+            key: key.key.clone(),
         }
     }
 
@@ -155,8 +177,18 @@ mod tests {
         );
         let file = merged(b"the user's", &ours);
         assert_eq!(String::from_utf8(file.clone()).unwrap(), expected);
-        assert_eq!(installed(&file), [ours[0].key.clone(), ours[1].key.clone()]);
+        assert_eq!(installed(&file), [line(&ours[0]), line(&ours[1])]);
         assert_eq!(merged(&file, &[]), b"the user's");
+    }
+
+    #[test]
+    fn options_stand_before_the_key_and_behind_its_end() {
+        let mut ours = key(KEYS[1], Some("2026-12-31T00:00:00Z"));
+        ours.options = "restrict,from=\"10.0.0.0/8\"".parse().unwrap();
+        let file = String::from_utf8(merged(b"", std::slice::from_ref(&ours))).unwrap();
+        let expected = "\nexpiry-time=\"20261231000000Z\",restrict,from=\"10.0.0.0/8\" ssh-ed25519 ";
+        assert!(file.contains(expected), "{file}");
+        assert_eq!(installed(file.as_bytes()), [line(&ours)]);
     }
 
     #[test]
@@ -214,8 +246,17 @@ mod tests {
 
     fn keys() -> impl Strategy<Value = Vec<AuthorizedKey>> {
         let end = prop_oneof![Just(None), Just(Some("2031-02-03T04:05:06Z"))];
-        vec((0usize..KEYS.len(), end), 0..4)
-            .prop_map(|keys| keys.into_iter().map(|(at, end)| key(KEYS[at], end)).collect())
+        let options = prop_oneof![
+            Just(""),
+            Just("restrict"),
+            Just("cert-authority,principals=\"a,b\""),
+            Just("no-pty,from=\"10.0.0.0/8,!10.0.0.1\""),
+        ];
+        let one = (0usize..KEYS.len(), end, options).prop_map(|(at, end, options)| AuthorizedKey {
+            options: options.parse().unwrap(),
+            ..key(KEYS[at], end)
+        });
+        vec(one, 0..4)
     }
 
     /// What a user may have written: anything at all, with a taste for what is nearly ours.
@@ -282,7 +323,7 @@ mod tests {
             prop_assert_eq!(merged(&merged(&file, &b), &[]), merged(&file, &[]));
             prop_assert_eq!(
                 installed(&merged(&file, &b)),
-                b.into_iter().map(|key| key.key).collect::<Vec<_>>()
+                b.iter().map(line).collect::<Vec<_>>()
             );
         }
     }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use portcullis_protocol::report::HostKey;
-use portcullis_protocol::{PublicKey, UserName};
 
 use super::conflicts::Comparison;
+use super::key_questions::Acceptance;
+use super::key_sources::{Grant, Unfit};
 use super::ruleset::Ruleset;
 
 /// Something that was looked at, or why it could not be.
@@ -52,6 +53,9 @@ pub struct SshdConfig {
     pub keyboard_interactive: bool,
     /// `authorizedkeysfile`, unexpanded, in order.
     pub authorized_keys_files: Vec<String>,
+    /// Where sshd looks for keys besides these files: `authorizedkeyscommand`, `trustedusercakeys`, each
+    /// as `sshd -T` says it.
+    pub other_key_sources: Vec<String>,
     /// `hostkey`, the files of the private host keys.
     pub host_key_files: Vec<PathBuf>,
 }
@@ -97,17 +101,15 @@ pub struct Sshd {
     pub host_keys: Vec<HostKey>,
 }
 
-/// What was seen of one key of the spec.
+/// What was seen of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyState {
-    /// Whose login it opens.
-    pub user: UserName,
-    /// The key.
-    pub key: PublicKey,
+    /// The key, whose login it opens, and who named it.
+    pub grant: Grant,
     /// The file that it was read back from, or why it is not installed.
     pub installed: Observed<PathBuf>,
-    /// Whether sshd said that it would accept it (RFC 4252 section 7, `SSH_MSG_USERAUTH_PK_OK`).
-    pub accepted: Observed<bool>,
+    /// Whether sshd would accept it.
+    pub accepted: Acceptance,
 }
 
 /// What was seen of the gate.
@@ -166,8 +168,10 @@ pub struct Observations {
     pub systemd: Systemd,
     /// sshd.
     pub sshd: Sshd,
-    /// The spec's keys that have not expired.
+    /// The keys of all sources that have not expired.
     pub keys: Vec<KeyState>,
+    /// Keys that a source names and that are left out.
+    pub unfit: Vec<Unfit>,
     /// Our own endpoint.
     pub tls: Observed<Tls>,
     /// What the gate lets in, against other programs' tables.

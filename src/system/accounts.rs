@@ -2,6 +2,7 @@
 //!
 //! May not live here: users' files, which users should exist.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -83,6 +84,18 @@ pub fn lookup(user: &UserName) -> Result<Account, AccountError> {
     })
 }
 
+/// The login names of passwd(5), the host's own users; names that no login name can be are left out.
+///
+/// # Errors
+/// The file can't be read.
+pub fn local_names() -> std::io::Result<BTreeSet<UserName>> {
+    let text = std::fs::read_to_string("/etc/passwd")?;
+    let names = text
+        .lines()
+        .filter_map(|line| line.split(':').next()?.parse().ok());
+    Ok(names.collect())
+}
+
 /// Creates a user with a home, a group of the same name, bash, and a password that nothing matches.
 /// Blocks until `useradd` (useradd(8)) has ended.
 pub fn create(user: &UserName) -> Result<Account, AccountError> {
@@ -120,6 +133,7 @@ mod tests {
         let root = lookup(&"root".parse().unwrap()).unwrap();
         assert_eq!((root.uid, root.gid, root.home), (0, 0, PathBuf::from("/root")));
         assert!(root.groups.contains(&0));
+        assert!(local_names().unwrap().contains(&root.name));
 
         let error = lookup(&"no-such-user-here".parse().unwrap()).unwrap_err();
         assert!(

@@ -14,7 +14,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use portcullis_protocol::{AuthorizedKey, PublicKey};
+use portcullis_protocol::AuthorizedKey;
+use portcullis_protocol::key::KeyLine;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -151,18 +152,85 @@ pub fn remove_all(account: &Account, config: &SshdConfig) -> Result<Outcome> {
 
 /// The file that sshd reads for this user, and our keys in it; the reason, if sshd would not trust it.
 /// A missing file holds no keys. Blocks.
-pub fn read_back(account: &Account, config: &SshdConfig) -> Observed<(PathBuf, Vec<PublicKey>)> {
+pub fn read_back(account: &Account, config: &SshdConfig) -> Observed<ReadBack> {
     in_home(account, config, |below| {
-        let file = match open_folders(account, below, false)? {
-            Some((folder, name)) => read(account, &folder, name)?,
-            None => None,
+        let (way, file) = match open_folders(account, below, false)? {
+            Some((folder, name)) => {
+                let file = read(account, &folder, name)?;
+                (folder.way, file)
+            }
+            None => (Vec::new(), None),
         };
-        Ok((
-            account.home.join(below),
-            file.map_or_else(Vec::new, |file| installed(&file.content)),
-        ))
+        Ok(ReadBack {
+            path: account.home.join(below),
+            keys: file
+                .as_ref()
+                .map_or_else(Vec::new, |file| installed(&file.content)),
+            stamp: Stamp(way, file.map(|file| Version::of(&file.stat))),
+        })
     })
     .map_err(|error| error.to_string())
+}
+
+/// A file's content as sshd reads it: as the user, and through links. For whoever audits; nothing that is
+/// written depends on it. None if there is no file. Blocks.
+pub fn read_as_sshd(account: &Account, path: &Path) -> Observed<Option<Vec<u8>>> {
+    let read = || -> io::Result<Option<Vec<u8>>> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fd = match fs::open(path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if FileType::from_raw_mode(fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+            return Err(io::Error::other("not a regular file"));
+        }
+        let mut content = Vec::new();
+        File::from(fd).take(MAX_FILE).read_to_end(&mut content)?;
+        Ok(Some(content))
+    };
+    let content = run_as(account, read).and_then(|content| content);
+    content.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// What a user's file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadBack {
+    /// The file that sshd reads.
+    pub path: PathBuf,
+    /// Our keys in it.
+    pub keys: Vec<KeyLine>,
+    /// How the file and the folders above it were.
+    pub stamp: Stamp,
+}
+
+/// How a file and the folders above it were: equal as long as nobody changed what sshd looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp(Vec<(u64, u64, u32, u32)>, Option<Version>);
+
+/// What changes whenever a file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    file: (u64, u64, i64, u32, u32),
+    times: (i64, u64, i64, u64),
+}
+
+impl Version {
+    #[allow(
+        clippy::useless_conversion,
+        reason = "the fields' types differ between architectures"
+    )]
+    fn of(stat: &Stat) -> Self {
+        Self {
+            file: (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mode, stat.st_uid),
+            times: (
+                stat.st_mtime,
+                stat.st_mtime_nsec.into(),
+                stat.st_ctime,
+                stat.st_ctime_nsec.into(),
+            ),
+        }
+    }
 }
 
 /// Runs `work` as the user, with the path of the key file below the home.
@@ -184,6 +252,9 @@ fn in_home<T: Send>(
 struct Folder {
     fd: OwnedFd,
     path: PathBuf,
+    /// Of this folder and those above it, down from the home: device, inode, mode and owner. Not their
+    /// times: users make files in their homes.
+    way: Vec<(u64, u64, u32, u32)>,
 }
 
 impl Folder {
@@ -204,8 +275,8 @@ fn open_folders<'a>(account: &Account, below: &'a Path, make: bool) -> Result<Op
         Mode::empty(),
     )
     .map_err(|source| system("open the home", &path, source))?;
-    let mut folder = Folder { fd, path };
-    check(account, &folder.fd, &folder.path)?;
+    let way = vec![identity(&check(account, &fd, &path)?)];
+    let mut folder = Folder { fd, path, way };
     let mut names = below.iter().peekable();
     while let Some(name) = names.next() {
         if names.peek().is_none() {
@@ -241,8 +312,13 @@ fn open_folder(account: &Account, parent: &Folder, name: &OsStr, make: bool) -> 
         Err(Errno::NOTDIR) => return Err(KeyFileError::NotAFolder(path)),
         Err(source) => return Err(system("open", &path, source)),
     };
-    check(account, &fd, &path)?;
-    Ok(Some(Folder { fd, path }))
+    let mut way = parent.way.clone();
+    way.push(identity(&check(account, &fd, &path)?));
+    Ok(Some(Folder { fd, path, way }))
+}
+
+fn identity(stat: &Stat) -> (u64, u64, u32, u32) {
+    (stat.st_dev, stat.st_ino, stat.st_mode, stat.st_uid)
 }
 
 /// A file as it was read.
@@ -286,7 +362,7 @@ fn read(account: &Account, folder: &Folder, name: &OsStr) -> Result<Option<Old>>
 }
 
 /// sshd's rule for the home, the file, and each folder between.
-fn check(account: &Account, fd: &OwnedFd, path: &Path) -> Result<()> {
+fn check(account: &Account, fd: &OwnedFd, path: &Path) -> Result<Stat> {
     let stat = fs::fstat(fd).map_err(|source| system("examine", path, source))?;
     let untrusted = |what: String, fix: String| {
         Err(KeyFileError::Untrusted {
@@ -307,7 +383,7 @@ fn check(account: &Account, fd: &OwnedFd, path: &Path) -> Result<()> {
             format!("chmod go-w {path:?}"),
         );
     }
-    Ok(())
+    Ok(stat)
 }
 
 /// Puts `content` in the old file's place. False if the old one is not what it was when it was read.
@@ -343,24 +419,11 @@ fn write_new(folder: &Folder, new: &OsStr, mode: Mode, content: &[u8]) -> std::r
 
 fn unchanged(folder: &Folder, name: &OsStr, old: Option<&Old>) -> Result<bool> {
     match (fs::statat(&folder.fd, name, AtFlags::SYMLINK_NOFOLLOW), old) {
-        (Ok(now), Some(old)) => Ok(version(&now) == version(&old.stat)),
+        (Ok(now), Some(old)) => Ok(Version::of(&now) == Version::of(&old.stat)),
         (Err(Errno::NOENT), old) => Ok(old.is_none()),
         (Ok(_), None) => Ok(false),
         (Err(source), _) => Err(system("examine", &folder.path.join(name), source)),
     }
-}
-
-/// What changes whenever the file does.
-fn version(stat: &Stat) -> impl PartialEq + use<> {
-    (
-        (stat.st_dev, stat.st_ino, stat.st_size),
-        (
-            stat.st_mtime,
-            stat.st_mtime_nsec,
-            stat.st_ctime,
-            stat.st_ctime_nsec,
-        ),
-    )
 }
 
 fn rename(folder: &Folder, new: &OsStr, name: &OsStr) -> Result<bool> {

@@ -63,6 +63,15 @@ impl Sshd {
     /// The configuration that holds for a login of `user` over loopback, `Match` blocks applied
     /// (sshd(8), `-T` and `-C`); without a user, the one outside of `Match` blocks.
     pub async fn effective_config(&self, user: Option<&UserName>) -> Observed<SshdConfig> {
+        self.config_of(user, self.version().await).await
+    }
+
+    /// As [`Self::effective_config`], for callers that ask for many users and know the version.
+    pub async fn config_of(
+        &self,
+        user: Option<&UserName>,
+        version: Option<(u16, u16)>,
+    ) -> Observed<SshdConfig> {
         let mut arguments = vec!["-T".to_owned()];
         if let Some(user) = user {
             arguments.extend([
@@ -73,8 +82,7 @@ impl Sshd {
         if let Some(config) = &self.config {
             arguments.extend(["-f".to_owned(), config.display().to_string()]);
         }
-        let (tested, version) = tokio::join!(ask(&self.program, &arguments), ask(&self.program, ["-V"]));
-        let tested = tested?;
+        let tested = ask(&self.program, &arguments).await?;
         if !tested.status.success() {
             let said = said(&tested);
             let fix = match said.contains("Missing privilege separation directory") {
@@ -84,14 +92,30 @@ impl Sshd {
             return Err(format!("sshd -T: {said}{fix}"));
         }
         let mut config = parse(&String::from_utf8_lossy(&tested.stdout))?;
-        config.version = version.ok().and_then(|output| parse_version(&said(&output)));
+        config.version = version;
         Ok(config)
+    }
+
+    /// OpenSSH's version, major and minor; none if the program does not say one.
+    pub async fn version(&self) -> Option<(u16, u16)> {
+        let output = ask(&self.program, ["-V"]).await.ok()?;
+        parse_version(&said(&output))
     }
 }
 
 /// [`Sshd::effective_config`] of the instance's own sshd.
 pub async fn effective_config(user: Option<&UserName>) -> Observed<SshdConfig> {
     Sshd::find()?.effective_config(user).await
+}
+
+/// [`Sshd::config_of`] of the instance's own sshd.
+pub async fn config_of(user: Option<&UserName>, version: Option<(u16, u16)>) -> Observed<SshdConfig> {
+    Sshd::find()?.config_of(user, version).await
+}
+
+/// [`Sshd::version`] of the instance's own sshd.
+pub async fn version() -> Option<(u16, u16)> {
+    Sshd::find().ok()?.version().await
 }
 
 /// Makes the empty folder that sshd insists on, as its own service does: `sshd -T` answers before the
@@ -172,6 +196,14 @@ fn parse(text: &str) -> Observed<SshdConfig> {
             .filter(|file| *file != "none")
             .map(str::to_owned)
             .collect(),
+        other_key_sources: ["AuthorizedKeysCommand", "TrustedUserCAKeys"]
+            .iter()
+            .flat_map(|name| {
+                let values = values(&name.to_ascii_lowercase());
+                let set = values.into_iter().filter(|value| *value != "none");
+                set.map(move |value| format!("{name} {value}"))
+            })
+            .collect(),
         host_key_files: values("hostkey").iter().map(PathBuf::from).collect(),
     })
 }
@@ -203,6 +235,10 @@ mod tests {
         assert!(config.pubkey && !config.password && !config.keyboard_interactive);
         assert_eq!(config.authorized_keys_files, [".ssh/authorized_keys", "%h/k"]);
         assert_eq!(config.host_key_files.len(), 2);
+        assert!(config.other_key_sources.is_empty());
+        let more = format!("{TESTED}trustedusercakeys none\nauthorizedkeyscommand /usr/bin/sss %u\n");
+        let expected = ["AuthorizedKeysCommand /usr/bin/sss %u"];
+        assert_eq!(parse(&more).unwrap().other_key_sources, expected);
 
         let none = TESTED.replace(".ssh/authorized_keys %h/k", "none");
         assert!(parse(&none).unwrap().authorized_keys_files.is_empty());

@@ -115,6 +115,7 @@ fn the_users_own_lines_survive_key_changes_byte_for_byte() {
     let (first, second) = (lab.public_key("id"), lab.new_key("second"));
     let key = |key| AuthorizedKey {
         user: USER.parse().unwrap(),
+        options: portcullis_protocol::KeyOptions::default(),
         key,
         expires: None,
     };

@@ -9,6 +9,7 @@ use crate::lab::Lab;
 fn key(lab: &Lab, user: &str) -> AuthorizedKey {
     AuthorizedKey {
         user: user.parse().unwrap(),
+        options: portcullis_protocol::KeyOptions::default(),
         key: lab.public_key("id"),
         expires: None,
     }

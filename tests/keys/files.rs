@@ -13,7 +13,7 @@ use std::thread;
 use nix::mount::{MsFlags, mount};
 use portcullis::system::accounts::Account;
 use portcullis::system::as_user::run_as;
-use portcullis::system::key_files::{install, read_back, remove_all};
+use portcullis::system::key_files::{ReadBack, install, read_back, remove_all};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::thread::{Gid, Uid, gettid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
@@ -31,8 +31,8 @@ fn assert_refused(user: &Account, expected: &str) {
 
 fn assert_installs(user: &Account) {
     let outcome = install(user, &config(), &keys(user)).unwrap();
-    let (path, found) = read_back(user, &config()).unwrap();
-    assert_eq!((&path, found.len()), (&outcome.path, 1));
+    let ReadBack { path, keys, .. } = read_back(user, &config()).unwrap();
+    assert_eq!((&path, keys.len()), (&outcome.path, 1));
     let meta = fs::metadata(&path).unwrap();
     assert_eq!(
         (meta.uid(), meta.gid(), meta.mode() & 0o7777),
@@ -44,7 +44,7 @@ fn assert_installs(user: &Account) {
 fn a_fresh_home_gets_a_folder_and_a_file_of_its_user() {
     let homes = Homes::new();
     let user = homes.user("alice", ALICE);
-    assert_eq!(read_back(&user, &config()).unwrap().1, []);
+    assert_eq!(read_back(&user, &config()).unwrap().keys, []);
     assert!(!remove_all(&user, &config()).unwrap().changed);
     assert!(
         !user.home.join(".ssh").exists(),

@@ -122,19 +122,16 @@ impl Canary {
 pub fn config() -> SshdConfig {
     SshdConfig {
         version: Some((9, 2)),
-        ports: vec![22],
-        listen: Vec::new(),
         pubkey: true,
-        password: false,
-        keyboard_interactive: false,
         authorized_keys_files: vec![".ssh/authorized_keys".into(), ".ssh/authorized_keys2".into()],
-        host_key_files: Vec::new(),
+        ..SshdConfig::default()
     }
 }
 
 pub fn keys(user: &Account) -> Vec<AuthorizedKey> {
     vec![AuthorizedKey {
         user: user.name.clone(),
+        options: portcullis_protocol::KeyOptions::default(),
         key: KEY.parse().unwrap(),
         expires: None,
     }]

@@ -144,6 +144,7 @@ fn authorized(user: &Account, key: &PublicKey, expires: Option<&str>) -> Authori
     let expires = expires.map(|end| end.parse().unwrap());
     AuthorizedKey {
         user: user.name.clone(),
+        options: portcullis_protocol::KeyOptions::default(),
         key: key.clone(),
         expires,
     }
@@ -168,7 +169,8 @@ async fn sshd_accepts_what_was_installed_and_nothing_else() {
 
     let keys = installed.clone().map(|key| authorized(&alice, &key, None));
     install(&alice, &config, &keys).unwrap();
-    assert_eq!(read_back(&alice, &config).unwrap().1, installed);
+    let found = read_back(&alice, &config).unwrap().keys;
+    assert!(found.iter().map(|line| &line.key).eq(&installed), "{found:?}");
     let Probe {
         handshake: seen,
         accepted,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use jiff::Timestamp;
 
 use crate::denied::DeniedSample;
-use crate::{FirewallRule, Report, Spec};
+use crate::{AuthorizedKey, FirewallRule, Report, Spec};
 
 /// Longest line on the socket, in bytes: a whole spec fits.
 pub const MAX_LINE: usize = crate::spec::MAX_SPEC_BYTES + 4096;
@@ -51,6 +51,22 @@ pub enum Request {
     RevokeRule {
         /// The rule's id.
         id: String,
+        /// As in `Apply`.
+        #[serde(default)]
+        confirm_s: Option<u64>,
+        /// As in `Apply`.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Let a key in, as the next generation.
+    AddKey {
+        /// The key, whose login it opens, and until when.
+        key: AuthorizedKey,
+    },
+    /// Let a key in no longer, whoever named it; as the next generation if the spec did.
+    RevokeKey {
+        /// The key's fingerprint, `SHA256:…`.
+        fingerprint: String,
         /// As in `Apply`.
         #[serde(default)]
         confirm_s: Option<u64>,

@@ -10,6 +10,8 @@ pub mod control;
 pub mod denied;
 pub mod identity;
 pub mod key;
+pub mod key_options;
+pub mod key_report;
 pub mod report;
 pub mod requirement;
 pub mod rule;
@@ -19,6 +21,8 @@ pub mod source;
 pub mod spec;
 
 pub use key::{AuthorizedKey, PublicKey, UserName};
+pub use key_options::KeyOptions;
+pub use key_report::KeyReport;
 pub use report::{Check, CheckId, Report, Status};
 pub use rule::{FirewallRule, PortRange, Protocol, RuleId};
 pub use secret::Secret;

@@ -1,14 +1,14 @@
-//! Checks of systemd, sshd and the keys: whether a login would work.
+//! Checks of systemd and sshd: whether a login would get as far as a key.
 //!
 //! May not live here: asking any of them.
 
 use std::collections::BTreeMap;
 
-use portcullis_protocol::{Spec, Status};
-use serde_json::{Value, json};
+use portcullis_protocol::Status;
+use serde_json::json;
 
-use super::{Finding, NO_SPEC};
-use crate::policy::observation::{KeyState, Observed, Sshd};
+use super::Finding;
+use crate::policy::observation::{Observed, Sshd};
 
 pub fn systemd_running(state: &Observed<String>) -> Finding {
     match state.as_deref() {
@@ -105,83 +105,5 @@ pub fn sshd_password(sshd: &Sshd) -> Finding {
             Status::Unknown,
             format!("sshd's configuration can't be read: {reason}"),
         ),
-    }
-}
-
-pub fn keys_installed(spec: Option<&Spec>, keys: &[KeyState]) -> Finding {
-    let Some(spec) = spec else {
-        return Finding::new(Status::Unknown, NO_SPEC)
-            .remedy("write /etc/portcullis/spec.json, or `portcullis apply`");
-    };
-    if spec.authorized_keys.is_empty() {
-        return Finding::warn(
-            "the spec names no keys: nobody can be let in by it",
-            "add authorized_keys to the spec",
-        );
-    }
-    if keys.is_empty() {
-        return Finding::fail(
-            "every key of the spec has expired",
-            "give the spec a key that is still good",
-        );
-    }
-    let broken: Vec<String> = keys
-        .iter()
-        .filter_map(|k| k.installed.as_ref().err().map(|e| format!("{}: {e}", k.user)))
-        .collect();
-    let evidence: Vec<Value> = keys
-        .iter()
-        .map(|k| json!({"user": k.user, "fingerprint": k.key.fingerprint(), "file": k.installed.as_ref().ok()}))
-        .collect();
-    match broken.first() {
-        None => Finding::pass(format!("{} of {} keys are in place", keys.len(), keys.len())),
-        Some(first) => Finding::fail(
-            format!(
-                "{} of {} keys are not in place; {first}",
-                broken.len(),
-                keys.len()
-            ),
-            "mend what the summary names; a missing user is created if `keys.create_users` says so",
-        ),
-    }
-    .with("keys", evidence)
-}
-
-pub fn keys_accepted(spec: Option<&Spec>, keys: &[KeyState]) -> Finding {
-    let Some(spec) = spec else {
-        return Finding::new(Status::Unknown, NO_SPEC);
-    };
-    if spec.authorized_keys.is_empty() {
-        return Finding::warn("the spec names no keys", "add authorized_keys to the spec");
-    }
-    if keys.is_empty() {
-        return Finding::fail("there is no key left to ask about", "see keys.installed");
-    }
-    let state = |k: &KeyState| format!("{} {}", k.user, k.key.fingerprint());
-    let refused: Vec<String> = keys
-        .iter()
-        .filter(|k| k.accepted == Ok(false))
-        .map(state)
-        .collect();
-    let unasked = keys
-        .iter()
-        .find_map(|k| k.accepted.as_ref().err().map(|e| format!("{}: {e}", state(k))));
-    match (refused.first(), unasked) {
-        (Some(first), _) => Finding::fail(
-            format!(
-                "sshd would refuse {} of {} keys; {first}",
-                refused.len(),
-                keys.len()
-            ),
-            "look at `journalctl -u ssh -u sshd`: modes of the home and of .ssh, AuthorizedKeysFile, AllowUsers",
-        ),
-        (None, Some(reason)) => Finding::fail(
-            format!("sshd could not be asked about a key; {reason}"),
-            "see sshd.reachable",
-        ),
-        (None, None) => Finding::pass(format!(
-            "sshd would accept all {} keys (RFC 4252 query)",
-            keys.len()
-        )),
     }
 }

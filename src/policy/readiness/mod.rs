@@ -5,6 +5,7 @@
 
 mod conflicts;
 mod gate;
+mod keys;
 mod logins;
 #[cfg(test)]
 mod tests;
@@ -109,8 +110,8 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::SshdReachable => logins::sshd_reachable(&seen.sshd),
         CheckId::SshdPubkey => logins::sshd_pubkey(&seen.sshd),
         CheckId::SshdPassword => logins::sshd_password(&seen.sshd),
-        CheckId::KeysInstalled => logins::keys_installed(spec, &seen.keys),
-        CheckId::KeysAccepted => logins::keys_accepted(spec, &seen.keys),
+        CheckId::KeysInstalled => keys::installed(spec, &seen.keys, &seen.unfit),
+        CheckId::KeysAccepted => keys::accepted(spec, &seen.keys),
         CheckId::FirewallApplied => gate::applied(&seen.gate, seen.trial_until),
         CheckId::FirewallDefaultDeny => gate::default_deny(&seen.gate),
         CheckId::FirewallSshAllowed => gate::ssh_allowed(spec, &seen.sshd),

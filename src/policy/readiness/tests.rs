@@ -3,6 +3,8 @@
 use super::*;
 use crate::policy::conflicts::Comparison;
 use crate::policy::firewall::{Inputs, ruleset};
+use crate::policy::key_questions::Acceptance;
+use crate::policy::key_sources::{Grant, KeySource, Unfit};
 use crate::policy::observation::{Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
 use crate::policy::ruleset::{Ruleset, Verdict};
 use portcullis_protocol::report::HostKey;
@@ -18,10 +20,12 @@ fn world() -> (Spec, Observations) {
     }));
     let key = &spec.authorized_keys[0];
     let keys = vec![KeyState {
-        user: key.user.clone(),
-        key: key.key.clone(),
+        grant: Grant {
+            key: key.clone(),
+            source: KeySource::Spec { generation: 1 },
+        },
         installed: Ok("/home/ubuntu/.ssh/authorized_keys".into()),
-        accepted: Ok(true),
+        accepted: Acceptance::Accepted,
     }];
     let host_key = HostKey {
         algorithm: "ssh-ed25519".into(),
@@ -61,6 +65,7 @@ fn world() -> (Spec, Observations) {
             host_keys: vec![],
         },
         keys,
+        unfit: vec![],
         tls: Ok(Tls {
             version: "TLSv1_3".into(),
             cipher_suite: "c".into(),
@@ -143,9 +148,9 @@ fn each_fault_has_its_check() {
             |o| o.keys[0].installed = Err("no such user".into()),
             &["keys.installed"],
         ),
-        (|o| o.keys[0].accepted = Ok(false), &["keys.accepted"]),
+        (|o| o.keys[0].accepted = Acceptance::Refused, &["keys.accepted"]),
         (
-            |o| o.keys[0].accepted = Err("not asked".into()),
+            |o| o.keys[0].accepted = Acceptance::Unknown("not asked".into()),
             &["keys.accepted"],
         ),
         (
@@ -221,4 +226,78 @@ fn since_is_kept_while_the_status_is() {
     let since = |id| now.iter().find(|c| c.id == id).unwrap().since;
     assert_eq!(since(CheckId::SshdRunning), Timestamp::UNIX_EPOCH);
     assert_eq!(since(CheckId::TransitTls), late);
+}
+
+fn unfit() -> Unfit {
+    Unfit {
+        source: KeySource::CloudInit,
+        user: Some("ubuntu".parse().unwrap()),
+        what: "line 1".into(),
+        reason: "no key".into(),
+    }
+}
+
+#[test]
+fn a_key_that_is_left_out_is_a_warning_as_long_as_another_one_is_in_place() {
+    let (spec, mut seen) = world();
+    seen.unfit.push(unfit());
+    let finding = keys::installed(Some(&spec), &seen.keys, &seen.unfit);
+    assert_eq!(finding.status, Status::Warn);
+    assert!(
+        finding.summary.contains("line 1 (cloud-init): no key"),
+        "{}",
+        finding.summary
+    );
+    let listed = finding.evidence["keys"].as_array().unwrap().clone();
+    assert_eq!(listed.len(), 2);
+    assert_eq!(listed[1]["reason"], "no key");
+    let finding = keys::installed(Some(&spec), &[], &seen.unfit);
+    assert_eq!(finding.status, Status::Fail);
+}
+
+#[test]
+fn what_sshd_could_not_be_asked_about_is_never_a_pass_by_itself() {
+    let (spec, mut seen) = world();
+    let key = seen.keys[0].clone();
+    for (states, expected, told) in [
+        (
+            vec![Acceptance::Unaskable("ca".into())],
+            Status::Warn,
+            "no key is in place that sshd",
+        ),
+        (
+            vec![Acceptance::Accepted, Acceptance::Unaskable("ca".into())],
+            Status::Pass,
+            "all 1 keys (RFC 4252 query); 1 for certificates",
+        ),
+        (
+            vec![Acceptance::Accepted, Acceptance::Inferred],
+            Status::Pass,
+            "all 2 keys (RFC 4252 query of 1",
+        ),
+        (
+            vec![Acceptance::Accepted, Acceptance::Refused],
+            Status::Fail,
+            "refuse 1 of 2",
+        ),
+    ] {
+        let with = |accepted: &Acceptance| KeyState {
+            accepted: accepted.clone(),
+            ..key.clone()
+        };
+        seen.keys = states.iter().map(with).collect();
+        let finding = keys::accepted(Some(&spec), &seen.keys);
+        assert_eq!(finding.status, expected, "{states:?}");
+        assert!(finding.summary.contains(told), "{}", finding.summary);
+    }
+}
+
+#[test]
+fn of_very_many_keys_those_are_listed_that_need_somebody() {
+    let (_, seen) = world();
+    let mut keys = vec![seen.keys[0].clone(); keys::MAX_LISTED + 5];
+    keys.last_mut().unwrap().accepted = Acceptance::Refused;
+    let listed = keys::listed(&keys, &[unfit()]);
+    assert_eq!(listed.len(), keys::MAX_LISTED);
+    assert!(listed[0].reason.is_some() && listed[1].reason.is_some() && listed[2].reason.is_none());
 }

@@ -279,6 +279,7 @@ fn new_spec(request: &LaunchRequest, client_ca: &str) -> Result<Spec> {
         authorized_keys: keys
             .map(|key| AuthorizedKey {
                 user: request.user.clone(),
+                options: portcullis_protocol::KeyOptions::default(),
                 key: key.clone(),
                 expires: None,
             })
