@@ -15,6 +15,7 @@ DEB = $(TARGET)/debian/portcullis_$(VERSION)_$(ARCH).deb
 CARGO_DEB := 3.8.0
 CARGO_GENERATE_RPM := 0.21.1
 TOOLS := target/tools
+LIBC := $(TARGET)/libc
 
 .PHONY: help
 help: ## List these commands
@@ -33,9 +34,12 @@ lint: ## Formatting and lints
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
+# What is shipped runs on the oldest system that images have. The flag is for linking only; people's own
+# builds do without.
 .PHONY: release
-release:
-	cargo build --release --locked --workspace
+release: $(LIBC)/made
+	RUSTFLAGS="$${RUSTFLAGS-} -C link-arg=-B$(abspath $(LIBC))" cargo build --release --locked --workspace
+	packaging/oldest-libc check $(LIBC) $(TARGET)/release/portcullis $(TARGET)/release/portcullisctl
 
 .PHONY: assets
 assets: release
@@ -45,7 +49,8 @@ assets: release
 
 .PHONY: deb
 deb: assets $(TOOLS)/cargo-deb-$(CARGO_DEB) ## target/debian/portcullis_<version>_<arch>.deb and target/release/portcullisctl
-	$(TOOLS)/bin/cargo-deb --no-build --no-strip --locked --output $(TARGET)/debian/
+	$(TOOLS)/bin/cargo-deb --no-build --no-strip --locked --output $(TARGET)/debian/ \
+		$$([ -e $(LIBC)/libc.so ] || echo --variant=own-libc)
 	@ls -l $(DEB) $(TARGET)/release/portcullisctl
 
 .PHONY: rpm
@@ -73,6 +78,10 @@ setup: ## Install the system packages that the rest needs (Debian, Ubuntu; as ro
 .PHONY: need-root
 need-root:
 	@[ "$$(id -u)" = 0 ] || { echo 'This makes network namespaces and boots instances: run it as root (sudo -E make ...).' >&2; exit 3; }
+
+$(LIBC)/made: packaging/oldest-libc
+	packaging/oldest-libc make $(LIBC)
+	touch $@
 
 # The stamp's name has the version: another pin is another build.
 $(TOOLS)/cargo-deb-$(CARGO_DEB):

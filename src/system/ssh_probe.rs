@@ -3,13 +3,14 @@
 //! key, and the one who would have to sign refuses.
 //!
 //! Harmless by construction: a connection offers at most [`KEYS_PER_CONNECTION`] keys (`MaxAuthTries`) and
-//! comes from a loopback address of its own, so that a penalty for unfinished logins (`PerSourcePenalties`,
-//! OpenSSH 9.8) hits nobody else. Callers name only users that exist, for an unknown one looks like an
+//! each comes from another loopback address, so that penalties for unfinished logins (`PerSourcePenalties`,
+//! OpenSSH 9.8) add up for nobody. Callers name only users that exist, for an unknown one looks like an
 //! attack, and probe after a change, not by the clock.
 //!
 //! May not live here: which users and keys to ask for, what the answers mean.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,8 +29,8 @@ use crate::policy::observation::{Handshake, Observed};
 /// Keys that one connection offers: from half of `MaxAuthTries` (6) on, OpenSSH logs each as a failure.
 pub const KEYS_PER_CONNECTION: usize = 2;
 
-/// Where probes of 127.0.0.1 come from.
-pub const PROBE_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 99);
+/// Probes over IPv4 come from this network, 127.99.0.0/16.
+const PROBE_NETWORK: [u8; 2] = [127, 99];
 
 /// How long a connection may take, all in all.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -212,9 +213,9 @@ fn names(methods: &MethodSet) -> Vec<String> {
 }
 
 async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
-    let stream = if address.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) {
+    let stream = if address.is_ipv4() {
         let socket = TcpSocket::new_v4()?;
-        socket.bind((PROBE_SOURCE, 0).into())?;
+        socket.bind((source(), 0).into())?;
         socket.connect(address).await?
     } else {
         TcpStream::connect(address).await?
@@ -222,6 +223,15 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     // Small messages back and forth: each would wait 40 ms for the other side's delayed acknowledgement.
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// An address that no probe has come from for long: each unfinished login costs its source 5 s, and sshd hangs
+/// up on one that owes 15 (sshd_config(5), `PerSourcePenalties`). Also processes that don't know of each other
+/// must not take the same, so it is drawn.
+fn source() -> Ipv4Addr {
+    let [c, d, ..] = RandomState::new().build_hasher().finish().to_ne_bytes();
+    let [a, b] = PROBE_NETWORK;
+    Ipv4Addr::new(a, b, c, d)
 }
 
 /// Reads the server's identification (RFC 4253 section 4.2), and gives the stream back as it was.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use portcullis_protocol::AuthorizedKey;
-use portcullis_provision::local::Outsider;
+use portcullis_provision::local::{Output, Outsider};
 
 use crate::lab::{Lab, Machine, Run, SOON, USER, eventually, inside};
 
@@ -40,6 +40,19 @@ pub fn ssh(lab: &Lab, machine: &Machine, from: &Outsider, identity: &Path) -> Co
     command
 }
 
+/// Tries to log in with a password, and with no key.
+pub fn with_password(lab: &Lab, machine: &Machine, from: &Outsider, password: &str) -> Output {
+    let answer = lab.path("askpass");
+    std::fs::write(&answer, format!("#!/bin/sh\necho {password}\n")).unwrap();
+    Command::new("chmod").arg("700").arg(&answer).succeed();
+    ssh(lab, machine, from, Path::new("none"))
+        .args(["-o", "PreferredAuthentications=password,keyboard-interactive"])
+        .args(["-o", "NumberOfPasswordPrompts=1", "id -un"])
+        .env("SSH_ASKPASS", &answer)
+        .env("SSH_ASKPASS_REQUIRE", "force")
+        .output_text()
+}
+
 #[test]
 fn the_injected_key_logs_in_and_no_other_key_or_password_does() {
     let lab = Lab::new();
@@ -62,17 +75,7 @@ fn the_injected_key_logs_in_and_no_other_key_or_password_does() {
 
     // A password that is right gets in nowhere, until somebody lets sshd take passwords.
     machine.ok(&format!("echo {USER}:correct-horse | chpasswd"));
-    let answer = lab.path("askpass");
-    std::fs::write(&answer, "#!/bin/sh\necho correct-horse\n").unwrap();
-    Command::new("chmod").arg("700").arg(&answer).succeed();
-    let with_password = || {
-        ssh(&lab, &machine, &stranger, &lab.path("other"))
-            .args(["-o", "PreferredAuthentications=password,keyboard-interactive"])
-            .args(["-o", "NumberOfPasswordPrompts=1", "id -un"])
-            .env("SSH_ASKPASS", &answer)
-            .env("SSH_ASKPASS_REQUIRE", "force")
-            .output_text()
-    };
+    let with_password = || with_password(&lab, &machine, &stranger, "correct-horse");
     let refused = with_password();
     assert_eq!(refused.code, Some(255), "{refused:?}");
     assert!(refused.stderr.contains("Permission denied"), "{refused:?}");

@@ -27,5 +27,6 @@ mod lifecycle;
 mod login;
 mod neighbours;
 mod push;
+mod releases;
 mod specs;
 mod users;

@@ -44,6 +44,18 @@ fn suite_for(os_release: &str) -> String {
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,openssh-server,nftables,iproute2,python3,\
     libpam-systemd,procps,iputils-ping,ncat,sudo,curl,ca-certificates";
 
+/// [`PACKAGES`], and what a suite needs besides.
+fn packages(suite: &str) -> String {
+    let more = match suite {
+        // Its cloud-init, 20.4, can't write what systemd-networkd reads; Debian 11's cloud images have this too.
+        "bullseye" => ",ifupdown",
+        // systemd 257 loads it when it is wanted, and without it systemd-modules-load fails.
+        "trixie" => ",libkmod2",
+        _ => "",
+    };
+    format!("{PACKAGES}{more}")
+}
+
 const RECIPE: &str = include_str!("image.sh");
 
 /// Which image to boot.
@@ -127,7 +139,8 @@ fn ensure_layers(folder: &Path, request: &ImageRequest, progress: &dyn Progress)
     };
     check_names(request)?;
     let suite = &request.suite;
-    let recipe = &hash(format!("{RECIPE}{PACKAGES}").as_bytes())[..8];
+    let packages = packages(suite);
+    let recipe = &hash(format!("{RECIPE}{packages}").as_bytes())[..8];
     let mut name = format!("{suite}-{recipe}");
     let base = folder.join("images").join(&name);
     let mut layers = vec![base.join("root")];
@@ -137,7 +150,7 @@ fn ensure_layers(folder: &Path, request: &ImageRequest, progress: &dyn Progress)
         &format!("making the {suite} image (once, about a minute)"),
         |draft, log| {
             require("debootstrap")?;
-            script(&["base", path(&draft.join("root"))?, suite, PACKAGES], log)
+            script(&["base", path(&draft.join("root"))?, suite, &packages], log)
         },
     )?;
     if !request.packages.is_empty() {

@@ -35,7 +35,9 @@ make_base() {
     # Not in debootstrap's own list: there cloud-init fails on virtual packages.
     chroot "$root" apt-get -q -y --no-install-recommends install cloud-init
     chroot "$root" apt-get -q clean
-    chroot "$root" systemctl -q enable systemd-networkd.service ssh.service
+    chroot "$root" systemctl -q enable ssh.service
+    # ifupdown enables itself; where it is, nothing else may set addresses.
+    [ -e "$root/usr/sbin/ifup" ] || chroot "$root" systemctl -q enable systemd-networkd.service
     # No timers that would look for the internet from an instance that has none.
     chroot "$root" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer \
         dpkg-db-backup.timer fstrim.timer man-db.timer
