@@ -225,6 +225,7 @@ fn sshd_itself_ends_a_key(lab: &Lab, machine: &mut Machine, stranger: &Outsider,
 fn key(key: PublicKey, expires: Option<Timestamp>) -> AuthorizedKey {
     AuthorizedKey {
         user: USER.parse().unwrap(),
+        options: portcullis_protocol::KeyOptions::default(),
         key,
         expires,
     }
