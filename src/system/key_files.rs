@@ -309,11 +309,7 @@ fn read(account: &Account, folder: &Folder, name: &OsStr) -> Result<Option<Old>>
     if content.len() as u64 > MAX_FILE {
         return Err(KeyFileError::TooLarge(path));
     }
-    Ok(Some(Old {
-        content,
-        stat,
-        label,
-    }))
+    Ok(Some(Old { content, stat, label }))
 }
 
 /// sshd's rule for the home, the file, and each folder between.
@@ -366,18 +362,14 @@ fn write_new(folder: &Folder, new: &OsStr, mode: Mode, label: Option<&[u8]>, con
     let path = folder.path.join(new);
     let failed = |source| system("write", &path, source);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-    let fd = folder
-        .open(new, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(failed)?;
+    let fd = folder.open(new, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
     // Whatever the umask: the mode at creation is only ever made tighter.
     fs::fchmod(&fd, mode).map_err(failed)?;
     // sshd may read only what is labelled for it.
     if let Some(label) = label {
         selinux::set_label(&fd, label).map_err(|source| KeyFileError::Label {
             path: path.clone(),
-            label: String::from_utf8_lossy(label)
-                .trim_end_matches('\0')
-                .to_owned(),
+            label: String::from_utf8_lossy(label).trim_end_matches('\0').to_owned(),
             source,
         })?;
     }
