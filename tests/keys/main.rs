@@ -11,7 +11,8 @@ mod attacks;
 mod files;
 mod home;
 mod identity;
-
+mod keygen;
+mod lines;
 mod owners;
 mod races;
 mod sshd;

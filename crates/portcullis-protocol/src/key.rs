@@ -9,6 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use ssh_key::{Algorithm, HashAlg, public::KeyData};
 
+use crate::key_data;
+
 /// Longest accepted line of a public key, in bytes (an RSA key of 16384 bits needs under 3 kB).
 pub const MAX_KEY_LINE: usize = 8192;
 
@@ -122,12 +124,13 @@ impl FromStr for PublicKey {
             Algorithm::Rsa { .. } => check_rsa_size(key.key_data())?,
             other => return Err(format!("keys of type {} are not accepted", other.as_str())),
         }
+        key_data::check(key.key_data())?;
         Ok(Self(key))
     }
 }
 
 fn check_rsa_size(key: &KeyData) -> Result<(), String> {
-    let bits = key.rsa().map_or(0, |rsa| rsa.key_size() as usize);
+    let bits = key.rsa().map_or(0, key_data::rsa_bits);
     if bits < MIN_RSA_BITS {
         return Err(format!(
             "an RSA key of {bits} bits is too small: at least {MIN_RSA_BITS}"

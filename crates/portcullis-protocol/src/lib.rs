@@ -10,6 +10,7 @@ pub mod control;
 pub mod denied;
 pub mod identity;
 pub mod key;
+mod key_data;
 pub mod report;
 pub mod requirement;
 pub mod rule;
