@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use portcullis::system::key_files::{install, read_back, remove_all};
+use rustix::fs::{XattrFlags, setxattr};
 
 use super::home::*;
 
@@ -203,4 +204,16 @@ fn a_file_left_by_a_crash_is_in_nobodys_way() {
     own(&left, ALICE);
     assert_installs(&user);
     canary.assert_alive();
+}
+
+/// A disk that was labelled elsewhere: without SELinux nobody may set a label, and none is needed.
+#[test]
+fn a_label_of_selinux_is_in_nobodys_way() {
+    let homes = Homes::new();
+    let user = homes.user("alice", ALICE);
+    let file = own_keys(&user);
+    let label = b"system_u:object_r:ssh_home_t:s0\0";
+    setxattr(&file, "security.selinux", label, XattrFlags::empty()).unwrap();
+    assert_installs(&user);
+    assert!(fs::read(&file).unwrap().ends_with(OWN));
 }
