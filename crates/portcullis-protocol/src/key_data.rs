@@ -97,7 +97,7 @@ mod tests {
 
     fn odd(bits: usize) -> Vec<u8> {
         let mut number = vec![0xff; bits / 8];
-        if bits % 8 > 0 {
+        if !bits.is_multiple_of(8) {
             number.insert(0, 0xff >> (8 - bits % 8));
         }
         number
