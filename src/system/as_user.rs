@@ -56,10 +56,16 @@ fn panicked() -> io::Error {
 }
 
 fn become_user(account: &Account) -> io::Result<()> {
-    let (user, group) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
-    if geteuid() == user {
+    if geteuid().as_raw() == account.uid {
         return Ok(());
     }
+    // setresuid(2) and setresgid(2) take the largest number for "as it is": root would stay root.
+    if [account.uid, account.gid].contains(&u32::MAX) || account.groups.contains(&u32::MAX) {
+        return Err(io::Error::other(
+            "4294967295 stands for no user and no group: give it another number in /etc/passwd or /etc/group",
+        ));
+    }
+    let (user, group) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     let groups: Vec<Gid> = account.groups.iter().copied().map(Gid::from_raw).collect();
     // Groups first: afterwards it is not allowed any more.
     set_thread_groups(&groups)?;

@@ -22,6 +22,7 @@ use thiserror::Error;
 
 use super::accounts::Account;
 use super::as_user::run_as;
+use super::selinux;
 use crate::policy::key_path::{KeyPathError, key_path};
 use crate::policy::keys::{Expiry, installed, merge};
 use crate::policy::observation::{Observed, SshdConfig};
@@ -47,6 +48,9 @@ pub enum KeyFileError {
     /// sshd reads no file that is this user's alone.
     #[error(transparent)]
     Path(#[from] KeyPathError),
+    /// passwd(5) has no path from the root for the home.
+    #[error("the home {0:?} of {1} is not an absolute path: usermod --home PATH {1}")]
+    Home(PathBuf, String),
     /// A key is for somebody else.
     #[error("a key of {0} was to be written to the file of {1}: this is a bug of portcullis")]
     Foreign(String, String),
@@ -83,6 +87,19 @@ pub enum KeyFileError {
     /// Somebody else writes it all the time.
     #[error("{0:?} changed {MAX_TRIES} times while it was merged: stop what else writes it")]
     Busy(PathBuf),
+    /// The policy of SELinux refused.
+    #[error(
+        "can't give {path:?} the SELinux label {label:?} of the file that it replaces: {source}: \
+         see `ausearch -m avc`, or remove that file and let `restorecon` label the next one"
+    )]
+    Label {
+        /// The new file.
+        path: PathBuf,
+        /// The old file's label.
+        label: String,
+        /// What the system said.
+        source: Errno,
+    },
     /// The system refused.
     #[error("can't {doing} {path:?}: {source}{}", hint(source))]
     System {
@@ -97,11 +114,15 @@ pub enum KeyFileError {
 
 fn hint(errno: &Errno) -> &'static str {
     match *errno {
-        Errno::ACCESS | Errno::PERM => ": check the owner and mode of the folders above, for its user",
+        Errno::ACCESS => ": check the owner and mode of it and of the folders above, for its user",
+        Errno::PERM => {
+            ": it, the file or the folder may be immutable or append-only (lsattr(1)): chattr -ia takes that off"
+        }
+        Errno::ISDIR => ": remove it",
         Errno::ROFS => ": mount the file system read-write, or put the keys outside the home",
         Errno::NOSPC | Errno::DQUOT => ": free space or raise the user's quota; the file is as it was",
         Errno::NOSYS => {
-            ": openat2 needs Linux 5.6 or newer, and a sandbox that lets it through (RestrictSUIDSGID= does not), and a sandbox that lets it through (RestrictSUIDSGID= does not)"
+            ": openat2 needs Linux 5.6 or newer, and a sandbox that lets it through (RestrictSUIDSGID= does not)"
         }
         Errno::NOENT => ": create it",
         _ => "",
@@ -239,6 +260,10 @@ fn in_home<T: Send>(
     config: &SshdConfig,
     work: impl FnOnce(&Path) -> Result<T> + Send,
 ) -> Result<T> {
+    // A relative one would lead to wherever this process happens to be.
+    if !account.home.is_absolute() {
+        return Err(KeyFileError::Home(account.home.clone(), account.name.to_string()));
+    }
     let below = key_path(
         &config.authorized_keys_files,
         &account.name,
@@ -325,6 +350,7 @@ fn identity(stat: &Stat) -> (u64, u64, u32, u32) {
 struct Old {
     content: Vec<u8>,
     stat: Stat,
+    label: Option<Vec<u8>>,
 }
 
 fn read(account: &Account, folder: &Folder, name: &OsStr) -> Result<Option<Old>> {
@@ -339,7 +365,7 @@ fn read(account: &Account, folder: &Folder, name: &OsStr) -> Result<Option<Old>>
         Err(Errno::NOENT) => return Ok(None),
         Err(Errno::LOOP) => return Err(KeyFileError::Link(path)),
         // A socket, or a device without a driver.
-        Err(Errno::NXIO) => return Err(KeyFileError::NotAFile(path)),
+        Err(Errno::NXIO | Errno::NODEV) => return Err(KeyFileError::NotAFile(path)),
         Err(source) => return Err(system("open", &path, source)),
     };
     let stat = fs::fstat(&fd).map_err(|source| system("examine", &path, source))?;
@@ -350,6 +376,7 @@ fn read(account: &Account, folder: &Folder, name: &OsStr) -> Result<Option<Old>>
         return Err(KeyFileError::HardLink(path));
     }
     check(account, &fd, &path)?;
+    let label = selinux::label(&fd).map_err(|source| system("read the SELinux label of", &path, source))?;
     let mut content = Vec::new();
     File::from(fd)
         .take(MAX_FILE + 1)
@@ -358,7 +385,7 @@ fn read(account: &Account, folder: &Folder, name: &OsStr) -> Result<Option<Old>>
     if content.len() as u64 > MAX_FILE {
         return Err(KeyFileError::TooLarge(path));
     }
-    Ok(Some(Old { content, stat }))
+    Ok(Some(Old { content, stat, label }))
 }
 
 /// sshd's rule for the home, the file, and each folder between.
@@ -397,8 +424,8 @@ fn replace(folder: &Folder, name: &OsStr, old: Option<&Old>, content: &[u8]) -> 
         Err(source) => return Err(system("remove", &path, source)),
     }
     let mode = old.map_or(0o600, |old| old.stat.st_mode & 0o600);
-    let done = write_new(folder, &new, Mode::from_raw_mode(mode), content)
-        .map_err(|source| system("write", &path, source))
+    let label = old.and_then(|old| old.label.as_deref());
+    let done = write_new(folder, &new, Mode::from_raw_mode(mode), label, content)
         .and_then(|()| Ok(unchanged(folder, name, old)? && rename(folder, &new, name)?));
     if !matches!(done, Ok(true)) {
         // The first failure is the one to tell.
@@ -407,14 +434,24 @@ fn replace(folder: &Folder, name: &OsStr, old: Option<&Old>, content: &[u8]) -> 
     done
 }
 
-fn write_new(folder: &Folder, new: &OsStr, mode: Mode, content: &[u8]) -> std::result::Result<(), Errno> {
+fn write_new(folder: &Folder, new: &OsStr, mode: Mode, label: Option<&[u8]>, content: &[u8]) -> Result<()> {
+    let path = folder.path.join(new);
+    let failed = |source| system("write", &path, source);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-    let fd = folder.open(new, flags, Mode::RUSR | Mode::WUSR)?;
+    let fd = folder.open(new, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
     // Whatever the umask: the mode at creation is only ever made tighter.
-    fs::fchmod(&fd, mode)?;
+    fs::fchmod(&fd, mode).map_err(failed)?;
+    // sshd may read only what is labelled for it.
+    if let Some(label) = label {
+        selinux::set_label(&fd, label).map_err(|source| KeyFileError::Label {
+            path: path.clone(),
+            label: String::from_utf8_lossy(label).trim_end_matches('\0').to_owned(),
+            source,
+        })?;
+    }
     let mut file = File::from(fd);
-    file.write_all(content).map_err(|error| errno(&error))?;
-    file.sync_all().map_err(|error| errno(&error))
+    file.write_all(content).map_err(|error| failed(errno(&error)))?;
+    file.sync_all().map_err(|error| failed(errno(&error)))
 }
 
 fn unchanged(folder: &Folder, name: &OsStr, old: Option<&Old>) -> Result<bool> {

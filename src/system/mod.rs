@@ -18,6 +18,7 @@ pub mod links;
 pub mod netlink;
 pub mod nflog;
 pub mod nftables;
+pub mod selinux;
 pub mod sockets;
 pub mod ssh_probe;
 pub mod sshd;

@@ -138,7 +138,7 @@ fn keys_are_added_and_revoked_on_the_instance_and_hold_when_the_command_returns(
 
     // The last one is not given up by accident.
     let last = door.keys(&format!("revoke {}", first.fingerprint()), "");
-    assert_eq!(last.code, Some(1), "{last:?}");
+    assert_eq!(last.code, Some(2), "{last:?}");
     assert!(last.stderr.contains("no authorized key is left"), "{last:?}");
     door.lets_in("id");
 }
@@ -163,7 +163,10 @@ fn what_is_no_key_or_would_run_something_is_refused_by_name_and_changes_nothing(
             add("", &format!("{line}\n{line}")),
             "one line without control characters",
         ),
-        (add("", "-----BEGIN OPENSSH PRIVATE KEY-----"), "one line"),
+        (
+            add("", "-----BEGIN OPENSSH PRIVATE KEY-----"),
+            "this is a private key",
+        ),
         (add("", &format!("{line} {}", "x".repeat(100_000))), "too long"),
         (add("", ""), "not an OpenSSH public key"),
         (add("--expires 2001-01-01T00:00:00Z", &line), "that time is over"),

@@ -53,6 +53,11 @@ pub struct Guest {
 impl Guest {
     /// Boots a machine that does this script of `guest/`, perhaps with a disk for its state.
     pub fn boot(script: &str, disk: Option<&Path>) -> Self {
+        Self::boot_with("", script, disk)
+    }
+
+    /// The same, with more on the kernel's command line.
+    pub fn boot_with(options: &str, script: &str, disk: Option<&Path>) -> Self {
         let mut command = Command::new(IMAGE.join("qemu"));
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
@@ -66,7 +71,10 @@ impl Guest {
                 "-serial",
                 "stdio",
             ])
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 -- {script}")])
+            .args([
+                "-append",
+                &format!("console=ttyS0 quiet panic=-1 {options} -- {script}"),
+            ])
             .arg("-kernel")
             .arg(IMAGE.join("vmlinuz"))
             .arg("-initrd")

@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod guest;
+mod keys;
 
 use std::time::Duration;
 

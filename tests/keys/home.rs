@@ -8,12 +8,14 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use portcullis::policy::observation::SshdConfig;
 use portcullis::system::accounts::Account;
+use portcullis::system::key_files::{ReadBack, install, read_back};
 use portcullis_protocol::AuthorizedKey;
 
 pub const ALICE: u32 = 61001;
 pub const BOB: u32 = 61002;
 
 pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFkKc52EQpKAMBtUiDp/N8hykSeuzBRx5gN48WTPDhWS ours";
+pub const OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
 pub const OWN: &[u8] = b"# mine\r\nssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ me\n\xe9 no end";
 
 /// Fails the test, rather than skipping it, if this is not root.
@@ -66,7 +68,12 @@ impl Homes {
 
     /// Root's folder with a file that nobody else may change.
     pub fn canary(&self) -> Canary {
-        let folder = self.path().join("root");
+        self.canary_in("root")
+    }
+
+    /// Another one.
+    pub fn canary_in(&self, name: &str) -> Canary {
+        let folder = self.path().join(name);
         fs::create_dir_all(&folder).unwrap();
         let file = folder.join("authorized_keys");
         fs::write(&file, "root's own\n").unwrap();
@@ -85,6 +92,15 @@ impl Drop for Homes {
         for home in fs::read_dir(self.path()).into_iter().flatten().flatten() {
             let _ = umount2(&home.path(), MntFlags::MNT_DETACH);
         }
+    }
+}
+
+/// A file system in memory on the user's home.
+pub fn tmpfs_home(user: &Account, flags: MsFlags, options: &str) {
+    mount(Some("tmpfs"), &user.home, Some("tmpfs"), flags, Some(options)).unwrap();
+    if !flags.contains(MsFlags::MS_REMOUNT) {
+        own(&user.home, user.uid);
+        mode(&user.home, 0o755);
     }
 }
 
@@ -108,6 +124,12 @@ impl Canary {
         )
     }
 
+    /// Whether root's file and folder are as they were.
+    pub fn is_alive(&self) -> bool {
+        Self::look(&self.file) == self.seen && fs::read_dir(&self.folder).unwrap().count() == 1
+    }
+
+    #[track_caller]
     pub fn assert_alive(&self) {
         assert_eq!(Self::look(&self.file), self.seen, "a file of root was changed");
         assert_eq!(
@@ -160,4 +182,29 @@ pub fn own(path: &Path, uid: u32) {
 
 pub fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[track_caller]
+pub fn assert_refused(user: &Account, expected: &str) {
+    let error = install(user, &config(), &keys(user)).unwrap_err().to_string();
+    assert!(error.contains(expected), "expected {expected:?}: {error}");
+    let error = read_back(user, &config()).unwrap_err();
+    assert!(
+        error.contains(expected),
+        "expected {expected:?} on reading: {error}"
+    );
+}
+
+#[track_caller]
+pub fn assert_installs(user: &Account) {
+    let outcome = install(user, &config(), &keys(user)).unwrap();
+    let ReadBack {
+        path, keys: found, ..
+    } = read_back(user, &config()).unwrap();
+    assert_eq!((&path, found.len()), (&outcome.path, 1));
+    let meta = fs::metadata(&path).unwrap();
+    assert_eq!(
+        (meta.uid(), meta.gid(), meta.mode() & 0o7777),
+        (user.uid, user.gid, 0o600)
+    );
 }

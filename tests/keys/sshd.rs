@@ -18,7 +18,7 @@ use portcullis_protocol::{AuthorizedKey, PublicKey};
 use super::home::*;
 
 /// An instance of its own for this thread: `useradd` and sshd change nothing of the machine's.
-fn instance() -> Homes {
+pub fn instance() -> Homes {
     let homes = Homes::new();
     let (upper, work) = ("upper", "work");
     let scratch = homes.path().join("scratch");

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use ssh_key::{Algorithm, HashAlg};
 
 use crate::KeyOptions;
+use crate::key_data;
 
 /// Longest accepted line of a public key, in bytes (an RSA key of 16384 bits needs under 3 kB).
 pub const MAX_KEY_LINE: usize = 8192;
@@ -93,7 +94,7 @@ impl PublicKey {
 
     /// The size of the modulus in bits; none if it is no RSA key.
     pub fn rsa_bits(&self) -> Option<usize> {
-        self.0.key_data().rsa().map(|rsa| rsa.key_size() as usize)
+        self.0.key_data().rsa().map(key_data::rsa_bits)
     }
 
     /// Refuses an RSA key with a modulus of fewer bits than `least`.
@@ -142,6 +143,7 @@ impl FromStr for PublicKey {
             Algorithm::Rsa { .. } => {}
             other => return Err(format!("keys of type {} are not accepted", other.as_str())),
         }
+        key_data::check(key.key_data())?;
         let key = Self(key);
         key.check_size(MIN_RSA_BITS)?;
         Ok(key)

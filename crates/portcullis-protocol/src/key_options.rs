@@ -81,12 +81,15 @@ impl FromStr for KeyOptions {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.ends_with(',') {
-            return Err(format!("options of a key: {text:?} ends in a comma"));
+            return Err(format!("options of a key: {} ends in a comma", short(text)));
         }
         let options = ConfigOptsIter::new(text).map_err(|_| {
             let first = text.split(['=', ',']).next().unwrap_or_default();
             match Self::known().any(|name| name == first) {
-                true => format!("options of a key: {text:?} is not a list like no-pty,from=\"10.0.0.0/8\""),
+                true => format!(
+                    "options of a key: {} is not a list like no-pty,from=\"10.0.0.0/8\"",
+                    short(text)
+                ),
                 false => unknown(first),
             }
         })?;
@@ -133,7 +136,15 @@ fn check_one(option: &str) -> Result<&str, String> {
 fn unknown(name: &str) -> String {
     let known: Vec<&str> = KeyOptions::known().collect();
     let known = known.join(", ");
-    format!("option {name:?} of a key is not accepted; these are: {known}")
+    let name = short(name);
+    format!("option {name} of a key is not accepted; these are: {known}")
+}
+
+/// What a stranger wrote, fit for a message.
+fn short(text: &str) -> String {
+    let start: String = text.chars().take(40).collect();
+    let more = if start.len() < text.len() { "…" } else { "" };
+    format!("{start:?}{more}")
 }
 
 impl fmt::Display for KeyOptions {

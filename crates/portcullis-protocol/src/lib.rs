@@ -10,6 +10,7 @@ pub mod control;
 pub mod denied;
 pub mod identity;
 pub mod key;
+mod key_data;
 pub mod key_options;
 pub mod key_report;
 pub mod report;
