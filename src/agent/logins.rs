@@ -69,6 +69,7 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
     }
     let (units, config) = tokio::join!(systemd::sshd_units(), sshd::effective_config(None));
     let (handshake, keys) = probe(&config, logins.as_slice()).await;
+    let unanswered = super::sshd::unanswered(&config).await;
     let host_keys = sshd::host_keys(config.as_ref().ok());
     let files = logins.iter().flat_map(watched).collect();
     Seen {
@@ -76,6 +77,7 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
             units,
             config,
             handshake,
+            unanswered,
             host_keys,
         },
         keys,

@@ -12,6 +12,7 @@ pub mod gate;
 pub mod logins;
 pub mod neighbours;
 pub mod report;
+pub mod sshd;
 pub mod state;
 
 use std::collections::BTreeSet;
@@ -113,6 +114,7 @@ impl Agent {
                 units: not_yet(),
                 config: not_yet(),
                 handshake: not_yet(),
+                unanswered: Vec::new(),
                 host_keys: Vec::new(),
             },
             keys: Vec::new(),

@@ -59,16 +59,36 @@ pub struct SshdConfig {
 impl SshdConfig {
     /// Where this host itself reaches sshd: over loopback if it listens there; none if it listens nowhere.
     pub fn local_address(&self) -> Option<SocketAddr> {
+        self.local_addresses().into_iter().next()
+    }
+
+    /// As [`Self::local_address`], for each port, in the configuration's order.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
         let local = |address: &SocketAddr| match address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
             IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
             _ => *address,
         };
-        self.listen
-            .iter()
-            .map(local)
-            .min_by_key(|address| (!address.ip().is_loopback(), address.is_ipv6()))
+        let mut addresses: Vec<SocketAddr> = self.listen.iter().map(local).collect();
+        addresses.sort_by_key(|address| (!address.ip().is_loopback(), address.is_ipv6()));
+        let place = |port: u16| self.ports.iter().position(|p| *p == port);
+        addresses.sort_by_key(|address| place(address.port()).unwrap_or(usize::MAX));
+        addresses.dedup_by_key(|address| address.port());
+        addresses
     }
+}
+
+/// What a server offers (RFC 4253 section 7.1), in its order, for both directions together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Algorithms {
+    /// Key exchange, with the markers that stand among them.
+    pub kex: Vec<String>,
+    /// Signatures by the host key.
+    pub host_keys: Vec<String>,
+    /// Encryption.
+    pub ciphers: Vec<String>,
+    /// Message authentication; not used where the cipher does it.
+    pub macs: Vec<String>,
 }
 
 /// What a real SSH handshake showed.
@@ -82,6 +102,8 @@ pub struct Handshake {
     pub host_key: HostKey,
     /// Authentication methods that it offers, for example `publickey`; empty if it did not say.
     pub methods: Vec<String>,
+    /// What it offers.
+    pub algorithms: Observed<Algorithms>,
 }
 
 /// What was seen of sshd.
@@ -93,6 +115,8 @@ pub struct Sshd {
     pub config: Observed<SshdConfig>,
     /// A handshake with the first configured port, over loopback.
     pub handshake: Observed<Handshake>,
+    /// The local addresses of the other configured ports that did not complete a handshake, and why.
+    pub unanswered: Vec<(SocketAddr, String)>,
     /// All public host keys on disk.
     pub host_keys: Vec<HostKey>,
 }

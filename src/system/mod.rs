@@ -12,6 +12,7 @@ pub mod command;
 pub mod descriptors;
 pub mod files;
 pub mod host;
+pub mod kexinit;
 pub mod key_files;
 pub mod links;
 pub mod netlink;

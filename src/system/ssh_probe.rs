@@ -3,13 +3,16 @@
 //! key, and the one who would have to sign refuses.
 //!
 //! Harmless by construction: a connection offers at most [`KEYS_PER_CONNECTION`] keys (`MaxAuthTries`) and
-//! comes from a loopback address of its own, so that a penalty for unfinished logins (`PerSourcePenalties`,
-//! OpenSSH 9.8) hits nobody else. Callers name only users that exist, for an unknown one looks like an
-//! attack, and probe after a change, not by the clock.
+//! comes from a loopback address of its own, each from the next one of [`is_probe_source`]: sshd adds up
+//! penalties for unfinished logins by source (`PerSourcePenalties`, since OpenSSH 9.8), so they hit nobody
+//! else, and never add up for one of these. Over IPv6 there is one loopback address only, so IPv4 goes first.
+//! It takes its leave as "portcullis login probe", which sshd logs. Callers name only users that exist, for
+//! an unknown one looks like an attack, and probe after a change, not by the clock.
 //!
 //! May not live here: which users and keys to ask for, what the answers mean.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,13 +26,16 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader,
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
+use super::kexinit::{Noted, Tee, offered};
 use crate::policy::observation::{Handshake, Observed};
 
 /// Keys that one connection offers: from half of `MaxAuthTries` (6) on, OpenSSH logs each as a failure.
 pub const KEYS_PER_CONNECTION: usize = 2;
 
-/// Where probes of 127.0.0.1 come from.
-pub const PROBE_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 99);
+/// Where probes of 127.0.0.1 come from: 127.0.99.1 to 127.0.99.254, one after the other.
+const PROBE_SOURCES: [u8; 3] = [127, 0, 99];
+/// How many those are.
+const SOURCES: u32 = 254;
 
 /// How long a connection may take, all in all.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -122,7 +128,7 @@ impl Connection {
         let stream = connect(address)
             .await
             .map_err(|error| format!("can't connect to sshd at {address}: {error}"))?;
-        let (server_id, stream) = read_id(stream).await?;
+        let (server_id, stream, noted) = read_id(stream).await?;
         let witness = Witness::default();
         let seen = witness.host_key.clone();
         let config = client::Config {
@@ -139,6 +145,7 @@ impl Connection {
             server_id,
             host_key,
             methods: Vec::new(),
+            algorithms: offered(&noted),
         };
         Ok((Self { handle }, handshake))
     }
@@ -211,10 +218,27 @@ fn names(methods: &MethodSet) -> Vec<String> {
     methods.iter().map(String::from).collect()
 }
 
+/// Whether a connection from there is a probe of ours, to who reads sshd's log.
+pub fn is_probe_source(address: Ipv4Addr) -> bool {
+    address.octets().starts_with(&PROBE_SOURCES)
+}
+
+/// The next source. Another process begins elsewhere: sshd's memory is longer than ours.
+fn next_source() -> Ipv4Addr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let next = NEXT
+        .fetch_add(1, Ordering::Relaxed)
+        .wrapping_add(std::process::id());
+    let [a, b, c] = PROBE_SOURCES;
+    // 1 to 254: it fits.
+    let last = u8::try_from(next % SOURCES + 1).unwrap_or(1);
+    Ipv4Addr::new(a, b, c, last)
+}
+
 async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = if address.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) {
         let socket = TcpSocket::new_v4()?;
-        socket.bind((PROBE_SOURCE, 0).into())?;
+        socket.bind((next_source(), 0).into())?;
         socket.connect(address).await?
     } else {
         TcpStream::connect(address).await?
@@ -224,8 +248,9 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Reads the server's identification (RFC 4253 section 4.2), and gives the stream back as it was.
-async fn read_id(stream: TcpStream) -> Observed<(String, impl AsyncRead + AsyncWrite + Unpin + Send)> {
+/// Reads the server's identification (RFC 4253 section 4.2), and gives the stream back as it was, with a
+/// note of what comes after.
+async fn read_id(stream: TcpStream) -> Observed<(String, impl AsyncRead + AsyncWrite + Unpin + Send, Noted)> {
     let (reader, writer) = stream.into_split();
     let mut reader = BufReader::new(reader).take(MAX_ID);
     let mut read = Vec::new();
@@ -248,10 +273,9 @@ async fn read_id(stream: TcpStream) -> Observed<(String, impl AsyncRead + AsyncW
         .map(char::from)
         .take(255)
         .collect();
-    Ok((
-        id,
-        join(std::io::Cursor::new(read).chain(reader.into_inner()), writer),
-    ))
+    let (rest, noted) = Tee::new(reader.into_inner());
+    let stream = join(std::io::Cursor::new(read).chain(rest), writer);
+    Ok((id, stream, noted))
 }
 
 /// Notes the host key that the server proved to have. It is not compared with anything: this is how it is
@@ -302,5 +326,27 @@ impl Signer for Refuser {
     ) -> Result<Vec<u8>, Refused> {
         self.asked = true;
         Err(Refused::ToSign)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_ours_and_each_comes_once_in_a_round() {
+        let mut seen: Vec<Ipv4Addr> = (0..SOURCES).map(|_| next_source()).collect();
+        assert!(
+            seen.iter()
+                .all(|source| source.is_loopback() && is_probe_source(*source))
+        );
+        seen.sort();
+        seen.dedup();
+        assert!(
+            seen.len() > 250,
+            "other tests may take one in between: {}",
+            seen.len()
+        );
+        assert!(!is_probe_source(Ipv4Addr::LOCALHOST));
     }
 }

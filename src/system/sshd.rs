@@ -62,6 +62,9 @@ impl Sshd {
 
     /// The configuration that holds for a login of `user` over loopback, `Match` blocks applied
     /// (sshd(8), `-T` and `-C`); without a user, the one outside of `Match` blocks.
+    ///
+    /// It is what the login probe meets: `Match Address`, `Host`, `LocalAddress` and `LocalPort` are asked
+    /// for a connection from 127.0.0.1, so a block for other addresses does not show here.
     pub async fn effective_config(&self, user: Option<&UserName>) -> Observed<SshdConfig> {
         let mut arguments = vec!["-T".to_owned()];
         if let Some(user) = user {
@@ -200,6 +203,7 @@ mod tests {
         assert_eq!(config.ports, [22, 2222]);
         assert_eq!(config.listen.len(), 3);
         assert_eq!(config.local_address(), Some("127.0.0.1:22".parse().unwrap()));
+        assert_eq!(config.local_addresses().len(), 1, "one for each port");
         assert!(config.pubkey && !config.password && !config.keyboard_interactive);
         assert_eq!(config.authorized_keys_files, [".ssh/authorized_keys", "%h/k"]);
         assert_eq!(config.host_key_files.len(), 2);

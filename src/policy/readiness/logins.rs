@@ -8,7 +8,7 @@ use portcullis_protocol::{Spec, Status};
 use serde_json::{Value, json};
 
 use super::{Finding, NO_SPEC};
-use crate::policy::observation::{KeyState, Observed, Sshd};
+use crate::policy::observation::{Handshake, KeyState, Observed, Sshd};
 
 pub fn systemd_running(state: &Observed<String>) -> Finding {
     match state.as_deref() {
@@ -61,15 +61,37 @@ pub fn sshd_running(sshd: &Sshd) -> Finding {
 }
 
 pub fn sshd_reachable(sshd: &Sshd) -> Finding {
+    let remedy = "look at `journalctl -u ssh -u sshd` and at `sshd -t`";
     match &sshd.handshake {
-        Ok(shake) => Finding::pass(format!("port {} completed an SSH handshake", shake.port))
+        Ok(_) if !sshd.unanswered.is_empty() => {
+            let (address, reason) = &sshd.unanswered[0];
+            let ports: Vec<u16> = sshd
+                .unanswered
+                .iter()
+                .map(|(address, _)| address.port())
+                .collect();
+            Finding::fail(
+                format!("no SSH handshake on port {}: {reason}", address.port()),
+                format!("{remedy}; with ssh.socket, its ListenStream= and sshd's Port must agree"),
+            )
+            .with("unanswered", ports)
+        }
+        Ok(shake) => Finding::pass(format!("{} completed an SSH handshake", answering(sshd, shake)))
             .with("server", shake.server_id.clone())
             .with("host_key", shake.host_key.fingerprint.clone())
             .with("methods", shake.methods.clone()),
-        Err(reason) => Finding::fail(
-            format!("no SSH handshake: {reason}"),
-            "look at `journalctl -u ssh -u sshd` and at `sshd -t`",
-        ),
+        Err(reason) => Finding::fail(format!("no SSH handshake: {reason}"), remedy),
+    }
+}
+
+fn answering(sshd: &Sshd, shake: &Handshake) -> String {
+    let ports = sshd.config.as_ref().map(|config| config.ports.as_slice());
+    match ports.unwrap_or_default() {
+        ports @ [_, _, ..] => {
+            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+            format!("each of the ports {}", ports.join(", "))
+        }
+        _ => format!("port {}", shake.port),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::policy::conflicts::Comparison;
 use crate::policy::firewall::{Inputs, ruleset};
-use crate::policy::observation::{Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
+use crate::policy::observation::{Algorithms, Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
 use crate::policy::ruleset::{Ruleset, Verdict};
 use portcullis_protocol::report::HostKey;
 use std::sync::Arc;
@@ -57,7 +57,12 @@ fn world() -> (Spec, Observations) {
                 server_id: "SSH-2.0-x".into(),
                 host_key,
                 methods: vec!["publickey".into()],
+                algorithms: Ok(Algorithms {
+                    kex: vec!["curve25519-sha256".into()],
+                    ..Algorithms::default()
+                }),
             }),
+            unanswered: vec![],
             host_keys: vec![],
         },
         keys,
@@ -140,6 +145,13 @@ fn each_fault_has_its_check() {
             &["sshd.reachable", "sshd.pubkey"],
         ),
         (
+            |o| {
+                let address = "127.0.0.1:2222".parse().unwrap();
+                o.sshd.unanswered = vec![(address, "refused".into())];
+            },
+            &["sshd.reachable"],
+        ),
+        (
             |o| o.keys[0].installed = Err("no such user".into()),
             &["keys.installed"],
         ),
@@ -209,6 +221,37 @@ fn passwords_warn_and_do_not_block() {
             .status,
         Status::Warn
     );
+}
+
+#[test]
+fn weak_algorithms_warn_with_what_to_write_and_do_not_block() {
+    let (spec, mut seen) = world();
+    let find = |seen: &Observations| {
+        let checks = checks(Some(&spec), seen, &[], Timestamp::UNIX_EPOCH);
+        checks
+            .into_iter()
+            .find(|c| c.id == CheckId::SshdAlgorithms)
+            .unwrap()
+    };
+    let check = find(&seen);
+    assert_eq!(
+        (check.status, &check.evidence["post_quantum"]),
+        (Status::Pass, &false.into())
+    );
+    let offered = seen.sshd.handshake.as_mut().unwrap().algorithms.as_mut().unwrap();
+    offered.kex.push("sntrup761x25519-sha512".into());
+    offered.ciphers = vec!["aes128-cbc".into(), "3des-cbc".into()];
+    let check = find(&seen);
+    assert_eq!(
+        (check.status, &check.evidence["post_quantum"]),
+        (Status::Warn, &true.into())
+    );
+    assert!(check.summary.contains("aes128-cbc"), "{}", check.summary);
+    assert!(check.remedy.unwrap().contains("Ciphers -aes128-cbc,3des-cbc"));
+    assert!(failing(Some(&spec), &seen).is_empty());
+    seen.sshd.handshake.as_mut().unwrap().algorithms = Err("lost".into());
+    assert_eq!(find(&seen).status, Status::Unknown);
+    assert!(failing(Some(&spec), &seen).is_empty());
 }
 
 #[test]
