@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::policy::key_path::KeyPlace;
 use crate::policy::links::LinkSettings;
+use crate::policy::sshd_drop_in::Wishes;
 
 /// Where the settings are, unless `--config` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/portcullis/portcullis.toml";
@@ -37,6 +39,10 @@ pub struct Settings {
     pub log_denied: bool,
     /// Whether users that the spec names are created when they are missing.
     pub create_users: bool,
+    /// What is written into sshd's configuration, and with that where keys are.
+    pub sshd: Wishes,
+    /// Whether an sshd that stopped is started again.
+    pub restart_sshd: bool,
     /// Where the HTTPS endpoint listens.
     pub listen: SocketAddr,
     /// Time between two reports when nothing changes: at least a second.
@@ -57,6 +63,8 @@ impl Default for Settings {
             exclusive_table: true,
             log_denied: true,
             create_users: false,
+            sshd: Wishes::default(),
+            restart_sshd: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
             report_interval: Duration::from_secs(300),
             report_ca_file: None,
@@ -80,6 +88,7 @@ struct RawFile {
     paths: RawPaths,
     firewall: RawFirewall,
     keys: RawKeys,
+    sshd: RawSshd,
     health: RawHealth,
     report: RawReport,
 }
@@ -106,6 +115,14 @@ struct RawFirewall {
 #[serde(default, deny_unknown_fields)]
 struct RawKeys {
     create_users: Option<bool>,
+    file: Option<KeyPlace>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawSshd {
+    restart: Option<bool>,
+    harden: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -170,6 +187,9 @@ impl Settings {
         set(&mut new.exclusive_table, raw.firewall.exclusive_table);
         set(&mut new.log_denied, raw.firewall.log_denied);
         set(&mut new.create_users, raw.keys.create_users);
+        set(&mut new.sshd.keys, raw.keys.file);
+        set(&mut new.sshd.harden, raw.sshd.harden);
+        set(&mut new.restart_sshd, raw.sshd.restart);
         set(&mut new.listen, raw.health.listen);
         set(
             &mut new.report_interval,
@@ -291,6 +311,7 @@ mod tests {
                 "[firewall]\nuplinks = [\"a\"]\ntrusted_interfaces = [\"a\"]",
                 "\"a\" is both",
             ),
+            ("[keys]\nfile = \"etc\"", "`home` or `system`"),
             ("[keys", "line 1"),
         ] {
             let error = read(text).unwrap_err();

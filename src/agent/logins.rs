@@ -13,9 +13,10 @@ use tracing::{info, warn};
 use super::state::Store;
 use crate::log::id;
 use crate::policy::keys::current;
-use crate::policy::observation::{Handshake, KeyState, Observed, Sshd, SshdConfig};
+use crate::policy::observation::{Handshake, KeyState, Observed, Sshd, SshdCare, SshdConfig};
 use crate::system::accounts::{self, Account, AccountError};
-use crate::system::{as_user, key_files, ssh_probe, sshd, systemd};
+use crate::system::key_place::{self, Placing};
+use crate::system::{as_user, ssh_probe, sshd, systemd};
 
 /// What is seen of logins: sshd itself, and the spec's keys.
 pub struct Seen {
@@ -48,7 +49,7 @@ pub enum Mode {
 }
 
 /// Looks at sshd and the spec's keys, in `Reconcile` after putting them in place.
-pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
+pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode, placing: Placing) -> Seen {
     let now = Timestamp::now();
     let users: BTreeSet<UserName> = spec
         .into_iter()
@@ -59,12 +60,12 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
         sshd::prepare();
     }
     if let (Mode::Reconcile { .. }, Some(_)) = (mode, spec) {
-        remove_departed(&users, store).await;
+        remove_departed(&users, store, placing).await;
     }
     let mut logins = Vec::new();
     for user in &users {
         if let Some(spec) = spec {
-            logins.push(login(user, spec, now, mode).await);
+            logins.push(login(user, spec, now, mode, placing).await);
         }
     }
     let (units, config) = tokio::join!(systemd::sshd_units(), sshd::effective_config(None));
@@ -78,6 +79,7 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
             config,
             handshake,
             unanswered,
+            care: SshdCare::default(),
             host_keys,
         },
         keys,
@@ -85,7 +87,7 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
     }
 }
 
-async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Login {
+async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode, placing: Placing) -> Login {
     let wanted = current(&spec.authorized_keys, user, now);
     let account = account(user, mode);
     let config = match &account {
@@ -99,7 +101,7 @@ async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Logi
             let work = move || -> Observed<(PathBuf, Vec<PublicKey>)> {
                 if mode != Mode::Observe {
                     let outcome =
-                        key_files::install(&account, &config, &wanted).map_err(|e| e.to_string())?;
+                        key_place::install(placing, &account, &config, &wanted).map_err(|e| e.to_string())?;
                     if outcome.changed {
                         let (user, file) = (account.name.to_string(), outcome.path.display().to_string());
                         info!(
@@ -110,7 +112,7 @@ async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Logi
                         );
                     }
                 }
-                key_files::read_back(&account, &config)
+                key_place::read_back(placing, &account, &config)
             };
             as_user::off_thread(work)
                 .await
@@ -148,7 +150,10 @@ fn account(user: &UserName, mode: Mode) -> Observed<Account> {
 
 /// Takes our lines out of the files of users whom the spec no longer names. The list of users is
 /// written before files are, so that a crash in between forgets nobody.
-async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
+async fn remove_departed(users: &BTreeSet<UserName>, store: &Store, placing: Placing) {
+    if let Err(error) = key_place::sweep(users) {
+        warn!(MESSAGE_ID = id::KEYS_FAILED, %error, "keys of users who left could not be removed");
+    }
     let managed = store.users();
     let departed: Vec<UserName> = managed.difference(users).cloned().collect();
     let union: BTreeSet<UserName> = managed.union(users).cloned().collect();
@@ -163,7 +168,7 @@ async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
             continue;
         };
         let removed = match sshd::effective_config(Some(&user)).await {
-            Ok(config) => as_user::off_thread(move || key_files::remove_all(&account, &config))
+            Ok(config) => as_user::off_thread(move || key_place::remove_all(placing, &account, &config))
                 .await
                 .map_err(|e| e.to_string())
                 .and_then(|outcome| outcome.map_err(|e| e.to_string())),

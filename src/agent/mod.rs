@@ -12,6 +12,7 @@ pub mod gate;
 pub mod logins;
 pub mod neighbours;
 pub mod report;
+pub mod restart;
 pub mod sshd;
 pub mod state;
 
@@ -30,11 +31,12 @@ use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
-use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, Systemd};
+use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd};
 use crate::system::systemd;
 use denied::Denied;
 use gate::guard::Guard;
-use logins::Mode;
+use restart::Restarter;
+use sshd::Configured;
 use state::{Store, Trial};
 
 /// What has to be looked at again.
@@ -71,6 +73,8 @@ pub struct Agent {
     guard: Guard,
     neighbours: watch::Receiver<Observed<Comparison>>,
     denied: Denied,
+    configured: Configured,
+    restarter: Restarter,
     identity: Arc<TlsIdentity>,
     /// Why the TLS key is only in memory, if it is.
     identity_lost: Option<String>,
@@ -115,6 +119,7 @@ impl Agent {
                 config: not_yet(),
                 handshake: not_yet(),
                 unanswered: Vec::new(),
+                care: SshdCare::default(),
                 host_keys: Vec::new(),
             },
             keys: Vec::new(),
@@ -124,6 +129,8 @@ impl Agent {
         };
         let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
         let denied = Denied::watch(settings.log_denied);
+        let configured = Configured::new(settings.sshd);
+        let restarter = Restarter::new(settings.restart_sshd);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
         let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
         let published = watch::Sender::new(Published {
@@ -141,6 +148,8 @@ impl Agent {
             guard,
             neighbours,
             denied,
+            configured,
+            restarter,
             identity: Arc::new(identity),
             identity_lost,
             seen,
@@ -186,6 +195,11 @@ impl Agent {
         self.report.as_deref()
     }
 
+    /// When a stopped sshd is to be looked at again.
+    pub fn restart_due(&self) -> Option<tokio::time::Instant> {
+        self.restarter.due()
+    }
+
     /// When the next key of the spec expires.
     pub fn next_expiry(&self) -> Option<Timestamp> {
         let now = Timestamp::now();
@@ -201,15 +215,14 @@ impl Agent {
             self.seen.conflicts = self.neighbours.borrow().clone();
         }
         if scopes.contains(&Scope::Logins) {
-            let mode = Mode::Reconcile {
-                create_users: self.settings.create_users,
-            };
-            let seen = logins::look(self.spec.as_deref(), &self.store, mode).await;
-            self.log_new_failures(&seen.keys);
-            (self.seen.sshd, self.seen.keys, self.key_files) = (seen.sshd, seen.keys, seen.files);
+            self.look_at_logins().await;
         }
         if scopes.contains(&Scope::Systemd) {
             self.seen.systemd = systemd::observe().await;
+        }
+        if scopes.contains(&Scope::Logins) || scopes.contains(&Scope::Systemd) {
+            self.restarter.tend().await;
+            self.tell_care();
         }
         if scopes.contains(&Scope::Endpoint) {
             self.seen.tls = match &self.identity_lost {
@@ -230,7 +243,13 @@ impl Agent {
             if manager != self.seen.systemd.manager_state {
                 wide.insert(Scope::Systemd);
             }
-            if units != self.seen.sshd.units {
+            // One that was restarted is active before and after: it matters if it did not answer.
+            let sshd = &self.seen.sshd;
+            let silent = sshd.handshake.is_err() || !sshd.unanswered.is_empty();
+            let runs = units
+                .as_ref()
+                .is_ok_and(|units| units.iter().any(|unit| unit.active_state == "active"));
+            if units != sshd.units || silent && runs {
                 wide.insert(Scope::Logins);
             }
         }

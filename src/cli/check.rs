@@ -12,6 +12,7 @@ use crate::health::server;
 use crate::identity::TlsIdentity;
 use crate::log;
 use crate::policy::observation::Observations;
+use crate::system::key_place::Placing;
 use crate::system::systemd;
 
 pub fn run(global: &Global) -> Result<(), Failure> {
@@ -25,7 +26,12 @@ pub fn run(global: &Global) -> Result<(), Failure> {
     };
     let report = runtime()?.block_on(async {
         let (logins, systemd) = tokio::join!(
-            logins::look(spec.as_ref(), &store, Mode::Observe),
+            logins::look(
+                spec.as_ref(),
+                &store,
+                Mode::Observe,
+                Placing::seen(settings.sshd.keys)
+            ),
             systemd::observe()
         );
         let tls = match TlsIdentity::load(&settings.state_dir) {

@@ -11,6 +11,7 @@ use crate::agent::logins::{self, Mode};
 use crate::agent::state::Store;
 use crate::policy::observation::{Gate, KeyState};
 use crate::policy::ruleset::Ruleset;
+use crate::system::key_place::Placing;
 
 pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
     let spec = read_spec(path)?;
@@ -18,7 +19,12 @@ pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
     let gate = gate::observe(&settings, Some(&spec));
     let store = Store::new(&settings.state_dir);
     let keys = runtime()?
-        .block_on(logins::look(Some(&spec), &store, Mode::Observe))
+        .block_on(logins::look(
+            Some(&spec),
+            &store,
+            Mode::Observe,
+            Placing::seen(settings.sshd.keys),
+        ))
         .keys;
     let held = gate.held.clone().ok().flatten().unwrap_or_default();
     let changes = held.diff(&gate.planned);

@@ -35,6 +35,32 @@ pub struct Unit {
     pub active_state: String,
 }
 
+/// A unit of sshd, as far as starting it needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshdUnit {
+    /// Its name, for example `ssh.socket`.
+    pub name: String,
+    /// `ActiveState`, for example `active`.
+    pub active_state: String,
+    /// Whether it is started at boot.
+    pub enabled: bool,
+    /// Whether systemd has a job for it.
+    pub busy: bool,
+}
+
+/// What the agent did for sshd since the daemon's start, where the settings ask for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SshdCare {
+    /// How often a stopped sshd was started.
+    pub restarts: u32,
+    /// What came of the last time, in systemd's words, or why nothing is started.
+    pub last_restart: Option<Observed<String>>,
+    /// Whether a drop-in of ours is wished for.
+    pub drop_in: bool,
+    /// Why sshd does not have what the drop-in should say.
+    pub drop_in_problem: Option<String>,
+}
+
 /// sshd's effective configuration (`sshd -T`), as far as checks need it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SshdConfig {
@@ -50,6 +76,8 @@ pub struct SshdConfig {
     pub password: bool,
     /// `kbdinteractiveauthentication`.
     pub keyboard_interactive: bool,
+    /// `permitrootlogin`.
+    pub root_login: String,
     /// `authorizedkeysfile`, unexpanded, in order.
     pub authorized_keys_files: Vec<String>,
     /// `hostkey`, the files of the private host keys.
@@ -117,6 +145,8 @@ pub struct Sshd {
     pub handshake: Observed<Handshake>,
     /// The local addresses of the other configured ports that did not complete a handshake, and why.
     pub unanswered: Vec<(SocketAddr, String)>,
+    /// What was done for it.
+    pub care: SshdCare,
     /// All public host keys on disk.
     pub host_keys: Vec<HostKey>,
 }

@@ -90,6 +90,23 @@ impl Sshd {
         config.version = version.ok().and_then(|output| parse_version(&said(&output)));
         Ok(config)
     }
+
+    /// Whether sshd would start with its configuration as it is now (sshd(8), `-t`).
+    ///
+    /// # Errors
+    /// What it says, if not.
+    pub async fn test(&self) -> Observed<()> {
+        let mut arguments = vec!["-t".to_owned()];
+        if let Some(config) = &self.config {
+            arguments.extend(["-f".to_owned(), config.display().to_string()]);
+        }
+        let tested = ask(&self.program, &arguments).await?;
+        if tested.status.success() {
+            Ok(())
+        } else {
+            Err(format!("sshd -t: {}", said(&tested)))
+        }
+    }
 }
 
 /// [`Sshd::effective_config`] of the instance's own sshd.
@@ -169,6 +186,7 @@ fn parse(text: &str) -> Observed<SshdConfig> {
         // Its name before OpenSSH 8.7.
         keyboard_interactive: yes("kbdinteractiveauthentication")
             .map_or_else(|| needed("challengeresponseauthentication"), Ok)?,
+        root_login: values("permitrootlogin").concat(),
         authorized_keys_files: values("authorizedkeysfile")
             .iter()
             .flat_map(|value| value.split_whitespace())

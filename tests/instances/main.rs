@@ -28,4 +28,5 @@ mod login;
 mod neighbours;
 mod push;
 mod specs;
+mod sshd;
 mod users;

@@ -127,6 +127,7 @@ pub fn config() -> SshdConfig {
         pubkey: true,
         password: false,
         keyboard_interactive: false,
+        root_login: "no".into(),
         authorized_keys_files: vec![".ssh/authorized_keys".into(), ".ssh/authorized_keys2".into()],
         host_key_files: Vec::new(),
     }

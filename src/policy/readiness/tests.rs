@@ -63,6 +63,7 @@ fn world() -> (Spec, Observations) {
                 }),
             }),
             unanswered: vec![],
+            care: Default::default(),
             host_keys: vec![],
         },
         keys,
@@ -252,6 +253,33 @@ fn weak_algorithms_warn_with_what_to_write_and_do_not_block() {
     seen.sshd.handshake.as_mut().unwrap().algorithms = Err("lost".into());
     assert_eq!(find(&seen).status, Status::Unknown);
     assert!(failing(Some(&spec), &seen).is_empty());
+}
+
+#[test]
+fn what_was_done_for_sshd_is_told_and_does_not_block() {
+    let (spec, mut seen) = world();
+    let find = |seen: &Observations, id| {
+        let checks = checks(Some(&spec), seen, &[], Timestamp::UNIX_EPOCH);
+        checks.into_iter().find(|c| c.id == id).unwrap()
+    };
+    seen.sshd.care.restarts = 2;
+    seen.sshd.care.last_restart = Some(Ok("ssh.service was started".into()));
+    seen.sshd.care.drop_in_problem = Some("sshd -t: no".into());
+    assert_eq!(find(&seen, CheckId::SshdRunning).evidence["restarts"], 2);
+    let password = find(&seen, CheckId::SshdPassword);
+    assert!(password.status == Status::Warn && password.summary.contains("sshd -t: no"));
+    assert!(failing(Some(&spec), &seen).is_empty());
+    // A Match block shows in what is offered.
+    seen.sshd.care.drop_in_problem = None;
+    assert_eq!(find(&seen, CheckId::SshdPassword).status, Status::Pass);
+    seen.sshd
+        .handshake
+        .as_mut()
+        .unwrap()
+        .methods
+        .push("password".into());
+    let password = find(&seen, CheckId::SshdPassword);
+    assert!(password.status == Status::Warn && password.summary.contains("Match"));
 }
 
 #[test]
