@@ -13,7 +13,9 @@ use portcullis_protocol::UserName;
 use portcullis_protocol::key::MIN_RSA_BITS;
 use serde::Deserialize;
 
+use crate::policy::key_path::KeyPlace;
 use crate::policy::links::LinkSettings;
+use crate::policy::sshd_drop_in::Wishes;
 
 /// Where the settings are, unless `--config` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/portcullis/portcullis.toml";
@@ -43,6 +45,10 @@ pub struct Settings {
     pub min_rsa_bits: usize,
     /// Who gets the keys that cloud-init read from the platform; nobody, if there is none.
     pub cloud_init_user: Option<UserName>,
+    /// What is written into sshd's configuration, and with that where keys are.
+    pub sshd: Wishes,
+    /// Whether an sshd that stopped is started again.
+    pub restart_sshd: bool,
     /// Where the HTTPS endpoint listens.
     pub listen: SocketAddr,
     /// Time between two reports when nothing changes: at least a second.
@@ -65,6 +71,8 @@ impl Default for Settings {
             create_users: false,
             min_rsa_bits: 3072,
             cloud_init_user: None,
+            sshd: Wishes::default(),
+            restart_sshd: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
             report_interval: Duration::from_secs(300),
             report_ca_file: None,
@@ -88,6 +96,7 @@ struct RawFile {
     paths: RawPaths,
     firewall: RawFirewall,
     keys: RawKeys,
+    sshd: RawSshd,
     health: RawHealth,
     report: RawReport,
 }
@@ -116,6 +125,14 @@ struct RawKeys {
     create_users: Option<bool>,
     min_rsa_bits: Option<usize>,
     cloud_init_user: Option<String>,
+    file: Option<KeyPlace>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawSshd {
+    restart: Option<bool>,
+    harden: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -180,6 +197,8 @@ impl Settings {
         set(&mut new.exclusive_table, raw.firewall.exclusive_table);
         set(&mut new.log_denied, raw.firewall.log_denied);
         new.apply_keys(raw.keys)?;
+        set(&mut new.sshd.harden, raw.sshd.harden);
+        set(&mut new.restart_sshd, raw.sshd.restart);
         set(&mut new.listen, raw.health.listen);
         set(
             &mut new.report_interval,
@@ -205,6 +224,7 @@ impl Settings {
 impl Settings {
     fn apply_keys(&mut self, raw: RawKeys) -> Result<(), String> {
         set(&mut self.create_users, raw.create_users);
+        set(&mut self.sshd.keys, raw.file);
         if let Some(bits) = raw.min_rsa_bits {
             if !(MIN_RSA_BITS..=16384).contains(&bits) {
                 return Err(format!(
@@ -332,6 +352,7 @@ mod tests {
                 "[firewall]\nuplinks = [\"a\"]\ntrusted_interfaces = [\"a\"]",
                 "\"a\" is both",
             ),
+            ("[keys]\nfile = \"etc\"", "`home` or `system`"),
             ("[keys", "line 1"),
         ] {
             let error = read(text).unwrap_err();

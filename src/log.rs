@@ -43,6 +43,12 @@ pub mod id {
     pub const SESSION_ENDED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0d";
     /// A packet that no rule let in: one of the sample that is told.
     pub const DENIED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e10";
+    /// A stopped sshd was started, or could not be.
+    pub const SSHD_STARTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e30";
+    /// Our drop-in among sshd's was written or removed.
+    pub const SSHD_CONFIGURED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e31";
+    /// Our drop-in could not be put in place, or was taken back.
+    pub const SSHD_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e32";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }

@@ -1,7 +1,7 @@
 //! The daemon's loop: wait for an event, find out what it concerns, reconcile that.
 //!
-//! Nothing is polled. The timers are the watchdog's, the next key's expiry and, while there is no
-//! D-Bus, the next try to reach it.
+//! Nothing is polled. The timers are the watchdog's, the next key's expiry, the next start of an sshd
+//! that fails, and, while there is no D-Bus, the next try to reach it.
 //! May not live here: what reconciling does.
 
 use std::collections::BTreeSet;
@@ -250,6 +250,7 @@ impl Sources {
             Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
             Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
             () = until(trial_ends) => Event::TrialEnds,
+            () = until(agent.restart_due()) => Event::Look([Scope::Systemd].into()),
             Some(()) = self.units.recv() => {
                 sleep(SETTLE_UNITS).await;
                 let _ = self.units.try_recv();

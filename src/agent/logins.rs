@@ -21,9 +21,10 @@ use super::state::Store;
 use crate::config::Settings;
 use crate::log::id;
 use crate::policy::key_sources::{Grant, KeyRules, Unfit, gather};
-use crate::policy::observation::{KeyState, Observed, Sshd, SshdConfig};
+use crate::policy::observation::{KeyState, Observed, Sshd, SshdCare, SshdConfig};
 use crate::system::accounts::{self, Account, AccountError};
-use crate::system::key_files::{self, ReadBack};
+use crate::system::key_files::ReadBack;
+use crate::system::key_place::{self, Placing};
 use crate::system::{as_user, injected, sshd, systemd};
 
 /// How many users are looked at at the same time: each waits for sshd and for the disk.
@@ -72,6 +73,8 @@ pub struct Look<'a> {
     pub settings: &'a Settings,
     /// Whether anything may be changed.
     pub mode: Mode,
+    /// Where keys are.
+    pub placing: Placing,
 }
 
 /// What was found out before.
@@ -105,7 +108,7 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
         sshd::prepare();
     }
     if mode == Mode::Reconcile {
-        remove_departed(&grants.users(), look.store).await;
+        remove_departed(&grants.users(), look.store, look.placing).await;
     }
     let version = sshd::version().await;
     let create = look.settings.create_users && mode == Mode::Reconcile;
@@ -113,13 +116,19 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
     let logins: Vec<Login> = stream::iter(grants.by_user())
         .map(|(user, grants)| {
             let config = known.get(&user).cloned();
-            login(user, grants, config, version, (mode, create))
+            let how = How {
+                mode,
+                create,
+                placing: look.placing,
+            };
+            login(user, grants, config, version, how)
         })
         .buffered(AT_ONCE)
         .collect()
         .await;
     let (units, config) = tokio::join!(systemd::sshd_units(), sshd::config_of(None, version));
     let (handshake, keys) = login_questions::ask(&config, &logins, &mut memory.answers).await;
+    let unanswered = super::sshd::unanswered(&config).await;
     let host_keys = sshd::host_keys(config.as_ref().ok());
     let mut files: BTreeSet<PathBuf> = logins.iter().flat_map(watched).collect();
     files.extend(injected::watched(cloud_init_user));
@@ -130,6 +139,8 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
             units,
             config,
             handshake,
+            unanswered,
+            care: SshdCare::default(),
             host_keys,
         },
         keys,
@@ -138,14 +149,22 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
     }
 }
 
+/// How a user is looked at.
+#[derive(Clone, Copy)]
+struct How {
+    mode: Mode,
+    create: bool,
+    placing: Placing,
+}
+
 async fn login(
     user: UserName,
     grants: Vec<Grant>,
     known: Option<SshdConfig>,
     version: Option<(u16, u16)>,
-    (mode, create): (Mode, bool),
+    how: How,
 ) -> Login {
-    let account = account(&user, create);
+    let account = account(&user, how.create);
     let config = match (&account, known) {
         (Ok(_), Some(config)) => Ok(config),
         (Ok(_), None) => sshd::config_of(Some(&user), version).await,
@@ -155,7 +174,7 @@ async fn login(
         (Ok(account), Ok(config)) => {
             let (account, config) = (account.clone(), config.clone());
             let keys: Vec<_> = grants.iter().map(|grant| grant.key.clone()).collect();
-            as_user::off_thread(move || put_in_place(&account, &config, &keys, mode))
+            as_user::off_thread(move || put_in_place(&account, &config, &keys, how))
                 .await
                 .unwrap_or_else(|e| Err(e.to_string()))
         }
@@ -174,10 +193,10 @@ fn put_in_place(
     account: &Account,
     config: &SshdConfig,
     keys: &[portcullis_protocol::AuthorizedKey],
-    mode: Mode,
+    how: How,
 ) -> Observed<ReadBack> {
-    if mode == Mode::Reconcile {
-        let outcome = key_files::install(account, config, keys).map_err(|e| e.to_string())?;
+    if how.mode == Mode::Reconcile {
+        let outcome = key_place::install(how.placing, account, config, keys).map_err(|e| e.to_string())?;
         if outcome.changed {
             let (user, file) = (account.name.to_string(), outcome.path.display().to_string());
             info!(
@@ -188,7 +207,7 @@ fn put_in_place(
             );
         }
     }
-    key_files::read_back(account, config)
+    key_place::read_back(how.placing, account, config)
 }
 
 /// The home's folder of keys and, once it is known, the file in it. Each is watched in its folder, so
@@ -213,7 +232,10 @@ fn account(user: &UserName, create: bool) -> Observed<Account> {
 
 /// Takes our lines out of the files of users whom no source names any more. The list of users is
 /// written before files are, so that a crash in between forgets nobody.
-async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
+async fn remove_departed(users: &BTreeSet<UserName>, store: &Store, placing: Placing) {
+    if let Err(error) = key_place::sweep(users) {
+        warn!(MESSAGE_ID = id::KEYS_FAILED, %error, "keys of users who left could not be removed");
+    }
     let managed = store.users();
     let departed: Vec<UserName> = managed.difference(users).cloned().collect();
     let union: BTreeSet<UserName> = managed.union(users).cloned().collect();
@@ -226,7 +248,7 @@ async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
             continue;
         };
         let removed = match sshd::effective_config(Some(&user)).await {
-            Ok(config) => as_user::off_thread(move || key_files::remove_all(&account, &config))
+            Ok(config) => as_user::off_thread(move || key_place::remove_all(placing, &account, &config))
                 .await
                 .map_err(|e| e.to_string())
                 .and_then(|outcome| outcome.map_err(|e| e.to_string())),

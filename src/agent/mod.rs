@@ -15,6 +15,8 @@ mod login_questions;
 pub mod logins;
 pub mod neighbours;
 pub mod report;
+pub mod restart;
+pub mod sshd;
 pub mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,11 +35,12 @@ use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::key_sources::Unfit;
-use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, Systemd};
+use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd};
 use crate::system::systemd;
 use denied::Denied;
 use gate::guard::Guard;
-use logins::{Look, Mode};
+use restart::Restarter;
+use sshd::Configured;
 use state::{Store, Trial};
 
 /// What has to be looked at again.
@@ -76,6 +79,8 @@ pub struct Agent {
     guard: Guard,
     neighbours: watch::Receiver<Observed<Comparison>>,
     denied: Denied,
+    configured: Configured,
+    restarter: Restarter,
     identity: Arc<TlsIdentity>,
     /// Why the TLS key is only in memory, if it is.
     identity_lost: Option<String>,
@@ -120,6 +125,8 @@ impl Agent {
                 units: not_yet(),
                 config: not_yet(),
                 handshake: not_yet(),
+                unanswered: Vec::new(),
+                care: SshdCare::default(),
                 host_keys: Vec::new(),
             },
             keys: Vec::new(),
@@ -130,6 +137,8 @@ impl Agent {
         };
         let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
         let denied = Denied::watch(settings.log_denied);
+        let configured = Configured::new(settings.sshd);
+        let restarter = Restarter::new(settings.restart_sshd);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
         let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
         let published = watch::Sender::new(Published {
@@ -147,6 +156,8 @@ impl Agent {
             guard,
             neighbours,
             denied,
+            configured,
+            restarter,
             identity: Arc::new(identity),
             identity_lost,
             seen,
@@ -193,6 +204,11 @@ impl Agent {
         self.report.as_deref()
     }
 
+    /// When a stopped sshd is to be looked at again.
+    pub fn restart_due(&self) -> Option<tokio::time::Instant> {
+        self.restarter.due()
+    }
+
     /// When the next key of the spec expires.
     pub fn next_expiry(&self) -> Option<Timestamp> {
         let now = Timestamp::now();
@@ -210,11 +226,16 @@ impl Agent {
         if scopes.contains(&Scope::Logins) {
             self.known_logins.forget();
         }
-        if scopes.contains(&Scope::Logins) || scopes.contains(&Scope::KeyFiles) {
-            self.reconcile_logins().await;
+        let logins = scopes.contains(&Scope::Logins) || scopes.contains(&Scope::KeyFiles);
+        if logins {
+            self.look_at_logins().await;
         }
         if scopes.contains(&Scope::Systemd) {
             self.seen.systemd = systemd::observe().await;
+        }
+        if logins || scopes.contains(&Scope::Systemd) {
+            self.restarter.tend().await;
+            self.tell_care();
         }
         if scopes.contains(&Scope::Endpoint) {
             self.seen.tls = match &self.identity_lost {
@@ -227,19 +248,6 @@ impl Agent {
         self.publish();
     }
 
-    async fn reconcile_logins(&mut self) {
-        let look = Look {
-            spec: self.spec.as_deref(),
-            store: &self.store,
-            settings: &self.settings,
-            mode: Mode::Reconcile,
-        };
-        let seen = logins::look(&look, &mut self.known_logins).await;
-        self.log_new_failures(&seen.keys, &seen.unfit);
-        self.key_files = seen.files;
-        (self.seen.sshd, self.seen.keys, self.seen.unfit) = (seen.sshd, seen.keys, seen.unfit);
-    }
-
     /// systemd tells of every job of every unit. Only a state that differs is worth a login probe.
     async fn widened(&self, scopes: &BTreeSet<Scope>) -> BTreeSet<Scope> {
         let mut wide = scopes.clone();
@@ -248,7 +256,13 @@ impl Agent {
             if manager != self.seen.systemd.manager_state {
                 wide.insert(Scope::Systemd);
             }
-            if units != self.seen.sshd.units {
+            // One that was restarted is active before and after: it matters if it did not answer.
+            let sshd = &self.seen.sshd;
+            let silent = sshd.handshake.is_err() || !sshd.unanswered.is_empty();
+            let runs = units
+                .as_ref()
+                .is_ok_and(|units| units.iter().any(|unit| unit.active_state == "active"));
+            if units != sshd.units || silent && runs {
                 wide.insert(Scope::Logins);
             }
         }

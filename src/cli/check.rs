@@ -12,6 +12,7 @@ use crate::health::server;
 use crate::identity::TlsIdentity;
 use crate::log;
 use crate::policy::observation::Observations;
+use crate::system::key_place::Placing;
 use crate::system::systemd;
 
 pub fn run(global: &Global) -> Result<(), Failure> {
@@ -28,6 +29,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
         store: &store,
         settings: &settings,
         mode: Mode::Observe,
+        placing: Placing::seen(settings.sshd.keys),
     };
     let mut known = logins::Memory::default();
     let report = runtime()?.block_on(async {

@@ -12,6 +12,7 @@ use crate::agent::state::Store;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState};
 use crate::policy::ruleset::Ruleset;
+use crate::system::key_place::Placing;
 
 pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
     let spec = read_spec(path)?;
@@ -23,6 +24,7 @@ pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
         store: &store,
         settings: &settings,
         mode: Mode::Observe,
+        placing: Placing::seen(settings.sshd.keys),
     };
     let mut known = logins::Memory::default();
     let logins = runtime()?.block_on(logins::look(&look, &mut known));

@@ -5,7 +5,27 @@
 use std::path::{Component, Path, PathBuf};
 
 use portcullis_protocol::UserName;
+use serde::Deserialize;
 use thiserror::Error;
+
+/// Where a user's keys are put.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyPlace {
+    /// In the file of the user's home that sshd reads.
+    #[default]
+    Home,
+    /// In a file of root's: [`system_entry`].
+    System,
+}
+
+/// The folder of root's files, one for each user.
+pub const SYSTEM_FOLDER: &str = "/etc/portcullis/authorized_keys.d";
+
+/// As `AuthorizedKeysFile` names a user's file in it.
+pub fn system_entry() -> String {
+    format!("{SYSTEM_FOLDER}/%u")
+}
 
 /// Why a user has no file of their own for keys.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -29,6 +49,47 @@ pub enum KeyPathError {
         /// The entries, unexpanded.
         files: Vec<String>,
     },
+    /// sshd does not read root's file.
+    #[error(
+        "sshd does not read {SYSTEM_FOLDER}/{user} (AuthorizedKeysFile: {files:?}): is a Match block's \
+         AuthorizedKeysFile the one for {user}? Add {SYSTEM_FOLDER}/%u to it; else see sshd.password"
+    )]
+    NotInSystem {
+        /// Whose keys.
+        user: UserName,
+        /// The entries, unexpanded.
+        files: Vec<String>,
+    },
+}
+
+/// The user's file in [`SYSTEM_FOLDER`].
+pub fn system_path(user: &UserName) -> PathBuf {
+    // A login name has no `/`, and is neither `.` nor `..`.
+    Path::new(SYSTEM_FOLDER).join(user.as_str())
+}
+
+/// [`system_path`], if the user's sshd reads it.
+///
+/// # Errors
+/// None of the entries leads there.
+pub fn read_system_path(
+    files: &[String],
+    user: &UserName,
+    uid: u32,
+    home: &Path,
+) -> Result<PathBuf, KeyPathError> {
+    let path = system_path(user);
+    let read = files
+        .iter()
+        .any(|file| expand(file, user, uid, home).as_deref() == Some(&path));
+    if read {
+        Ok(path)
+    } else {
+        Err(KeyPathError::NotInSystem {
+            user: user.clone(),
+            files: files.to_vec(),
+        })
+    }
 }
 
 /// The first of the entries that lies within the home, as a path below the home: only names, no `..`.
@@ -128,6 +189,30 @@ mod tests {
         let paths = all_paths(&files, &"al".parse().unwrap(), 1000, Path::new("/home/al"));
         let expected = ["/etc/keys/al", "/home/al/.ssh/k", "/etc/shared"].map(PathBuf::from);
         assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn roots_file_counts_only_where_sshd_reads_it() {
+        let ask = |files: &[&str]| {
+            let files: Vec<String> = files.iter().map(|file| (*file).to_owned()).collect();
+            read_system_path(&files, &"al".parse().unwrap(), 1000, Path::new("/home/al"))
+        };
+        let file = Path::new("/etc/portcullis/authorized_keys.d/al");
+        for files in [
+            &[".ssh/authorized_keys", &system_entry()][..],
+            &["/etc/portcullis//authorized_keys.d/%u"],
+        ] {
+            assert_eq!(ask(files).unwrap(), file);
+        }
+        for files in [
+            &[".ssh/authorized_keys"][..],
+            &["/etc/portcullis/authorized_keys.d/bo"],
+            &[],
+        ] {
+            assert!(ask(files).unwrap_err().to_string().contains("Match"));
+        }
+        // And it is never taken for one of the home's.
+        assert!(path(&[&system_entry()]).is_err());
     }
 
     #[test]

@@ -21,3 +21,6 @@ pub mod metadata;
 pub mod observation;
 pub mod readiness;
 pub mod ruleset;
+pub mod ssh_algorithms;
+pub mod sshd_drop_in;
+pub mod sshd_restart;

@@ -36,6 +36,32 @@ pub struct Unit {
     pub active_state: String,
 }
 
+/// A unit of sshd, as far as starting it needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshdUnit {
+    /// Its name, for example `ssh.socket`.
+    pub name: String,
+    /// `ActiveState`, for example `active`.
+    pub active_state: String,
+    /// Whether it is started at boot.
+    pub enabled: bool,
+    /// Whether systemd has a job for it.
+    pub busy: bool,
+}
+
+/// What the agent did for sshd since the daemon's start, where the settings ask for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SshdCare {
+    /// How often a stopped sshd was started.
+    pub restarts: u32,
+    /// What came of the last time, in systemd's words, or why nothing is started.
+    pub last_restart: Option<Observed<String>>,
+    /// Whether a drop-in of ours is wished for.
+    pub drop_in: bool,
+    /// Why sshd does not have what the drop-in should say.
+    pub drop_in_problem: Option<String>,
+}
+
 /// sshd's effective configuration (`sshd -T`), as far as checks need it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SshdConfig {
@@ -51,6 +77,8 @@ pub struct SshdConfig {
     pub password: bool,
     /// `kbdinteractiveauthentication`.
     pub keyboard_interactive: bool,
+    /// `permitrootlogin`.
+    pub root_login: String,
     /// `authorizedkeysfile`, unexpanded, in order.
     pub authorized_keys_files: Vec<String>,
     /// Where sshd looks for keys besides these files: `authorizedkeyscommand`, `trustedusercakeys`, each
@@ -63,16 +91,36 @@ pub struct SshdConfig {
 impl SshdConfig {
     /// Where this host itself reaches sshd: over loopback if it listens there; none if it listens nowhere.
     pub fn local_address(&self) -> Option<SocketAddr> {
+        self.local_addresses().into_iter().next()
+    }
+
+    /// As [`Self::local_address`], for each port, in the configuration's order.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
         let local = |address: &SocketAddr| match address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
             IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
             _ => *address,
         };
-        self.listen
-            .iter()
-            .map(local)
-            .min_by_key(|address| (!address.ip().is_loopback(), address.is_ipv6()))
+        let mut addresses: Vec<SocketAddr> = self.listen.iter().map(local).collect();
+        addresses.sort_by_key(|address| (!address.ip().is_loopback(), address.is_ipv6()));
+        let place = |port: u16| self.ports.iter().position(|p| *p == port);
+        addresses.sort_by_key(|address| place(address.port()).unwrap_or(usize::MAX));
+        addresses.dedup_by_key(|address| address.port());
+        addresses
     }
+}
+
+/// What a server offers (RFC 4253 section 7.1), in its order, for both directions together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Algorithms {
+    /// Key exchange, with the markers that stand among them.
+    pub kex: Vec<String>,
+    /// Signatures by the host key.
+    pub host_keys: Vec<String>,
+    /// Encryption.
+    pub ciphers: Vec<String>,
+    /// Message authentication; not used where the cipher does it.
+    pub macs: Vec<String>,
 }
 
 /// What a real SSH handshake showed.
@@ -86,6 +134,8 @@ pub struct Handshake {
     pub host_key: HostKey,
     /// Authentication methods that it offers, for example `publickey`; empty if it did not say.
     pub methods: Vec<String>,
+    /// What it offers.
+    pub algorithms: Observed<Algorithms>,
 }
 
 /// What was seen of sshd.
@@ -97,6 +147,10 @@ pub struct Sshd {
     pub config: Observed<SshdConfig>,
     /// A handshake with the first configured port, over loopback.
     pub handshake: Observed<Handshake>,
+    /// The local addresses of the other configured ports that did not complete a handshake, and why.
+    pub unanswered: Vec<(SocketAddr, String)>,
+    /// What was done for it.
+    pub care: SshdCare,
     /// All public host keys on disk.
     pub host_keys: Vec<HostKey>,
 }

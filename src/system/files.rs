@@ -2,9 +2,10 @@
 //!
 //! May not live here: files in users' homes (`key_files`).
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Puts `bytes` in the place of the file, with mode `mode`: a reader, and a machine that loses power
@@ -14,7 +15,9 @@ use std::path::Path;
 /// As open(2), write(2), fsync(2) and rename(2); the old content then stands.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let mut name = path.file_name().unwrap_or_default().to_owned();
+    // Hidden: a folder's reader that takes files by their name does not take this one.
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
     name.push(".new");
     let temporary = folder.join(name);
     let written = write_new(&temporary, bytes, mode).and_then(|()| fs::rename(&temporary, path));
@@ -48,6 +51,8 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         .create_new(true)
         .mode(mode)
         .open(path)?;
+    // Whatever the umask.
+    file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
     file.sync_all()
 }
@@ -77,7 +82,6 @@ pub fn read(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn it_is_replaced_whole_with_its_mode() {
@@ -98,7 +102,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("spec.json");
         replace(&path, b"old", 0o600).unwrap();
-        fs::create_dir(folder.path().join("spec.json.new")).unwrap();
+        fs::create_dir(folder.path().join(".spec.json.new")).unwrap();
         assert!(replace(&path, b"new", 0o600).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
     }

@@ -225,6 +225,29 @@ pub struct ReadBack {
     pub stamp: Stamp,
 }
 
+impl ReadBack {
+    /// Of a file of root's, outside of homes. It is opened through links, so who asks looks at them first.
+    ///
+    /// # Errors
+    /// The file can't be read. One that is not there holds no keys.
+    pub fn of_root(path: PathBuf) -> io::Result<Self> {
+        let (mut content, mut version) = (Vec::new(), None);
+        match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+            Ok(file) => {
+                version = Some(Version::of(&fs::fstat(&file)?));
+                file.take(MAX_FILE).read_to_end(&mut content)?;
+            }
+        }
+        Ok(Self {
+            path,
+            keys: installed(&content),
+            stamp: Stamp(Vec::new(), version),
+        })
+    }
+}
+
 /// How a file and the folders above it were: equal as long as nobody changed what sshd looks at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stamp(Vec<(u64, u64, u32, u32)>, Option<Version>);

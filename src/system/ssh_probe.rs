@@ -4,8 +4,9 @@
 //!
 //! Harmless by construction: a connection offers at most [`KEYS_PER_CONNECTION`] keys (`MaxAuthTries`) and
 //! each comes from another loopback address, so that penalties for unfinished logins (`PerSourcePenalties`,
-//! OpenSSH 9.8) add up for nobody. Callers name only users that exist, for an unknown one looks like an
-//! attack, and probe after a change, not by the clock.
+//! OpenSSH 9.8) add up for nobody. Over IPv6 there is one loopback address only, so IPv4 goes first. It takes its
+//! leave as "portcullis login probe", which sshd logs. Callers name only users that exist, for an unknown one
+//! looks like an attack, and probe after a change, not by the clock.
 //!
 //! May not live here: which users and keys to ask for, what the answers mean.
 
@@ -24,6 +25,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader,
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
+use super::kexinit::{Noted, Tee, offered};
 use crate::policy::observation::{Handshake, Observed};
 
 /// Keys that one connection offers: from half of `MaxAuthTries` (6) on, OpenSSH logs each as a failure.
@@ -123,7 +125,7 @@ impl Connection {
         let stream = connect(address)
             .await
             .map_err(|error| format!("can't connect to sshd at {address}: {error}"))?;
-        let (server_id, stream) = read_id(stream).await?;
+        let (server_id, stream, noted) = read_id(stream).await?;
         let witness = Witness::default();
         let seen = witness.host_key.clone();
         let config = client::Config {
@@ -140,6 +142,7 @@ impl Connection {
             server_id,
             host_key,
             methods: Vec::new(),
+            algorithms: offered(&noted),
         };
         Ok((Self { handle }, handshake))
     }
@@ -234,8 +237,9 @@ fn source() -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, d)
 }
 
-/// Reads the server's identification (RFC 4253 section 4.2), and gives the stream back as it was.
-async fn read_id(stream: TcpStream) -> Observed<(String, impl AsyncRead + AsyncWrite + Unpin + Send)> {
+/// Reads the server's identification (RFC 4253 section 4.2), and gives the stream back as it was, with a
+/// note of what comes after.
+async fn read_id(stream: TcpStream) -> Observed<(String, impl AsyncRead + AsyncWrite + Unpin + Send, Noted)> {
     let (reader, writer) = stream.into_split();
     let mut reader = BufReader::new(reader).take(MAX_ID);
     let mut read = Vec::new();
@@ -258,10 +262,9 @@ async fn read_id(stream: TcpStream) -> Observed<(String, impl AsyncRead + AsyncW
         .map(char::from)
         .take(255)
         .collect();
-    Ok((
-        id,
-        join(std::io::Cursor::new(read).chain(reader.into_inner()), writer),
-    ))
+    let (rest, noted) = Tee::new(reader.into_inner());
+    let stream = join(std::io::Cursor::new(read).chain(rest), writer);
+    Ok((id, stream, noted))
 }
 
 /// Notes the host key that the server proved to have. It is not compared with anything: this is how it is

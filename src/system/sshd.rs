@@ -62,6 +62,9 @@ impl Sshd {
 
     /// The configuration that holds for a login of `user` over loopback, `Match` blocks applied
     /// (sshd(8), `-T` and `-C`); without a user, the one outside of `Match` blocks.
+    ///
+    /// It is what the login probe meets: `Match Address`, `Host`, `LocalAddress` and `LocalPort` are asked
+    /// for a connection from 127.0.0.1, so a block for other addresses does not show here.
     pub async fn effective_config(&self, user: Option<&UserName>) -> Observed<SshdConfig> {
         self.config_of(user, self.version().await).await
     }
@@ -100,6 +103,23 @@ impl Sshd {
     pub async fn version(&self) -> Option<(u16, u16)> {
         let output = ask(&self.program, ["-V"]).await.ok()?;
         parse_version(&said(&output))
+    }
+
+    /// Whether sshd would start with its configuration as it is now (sshd(8), `-t`).
+    ///
+    /// # Errors
+    /// What it says, if not.
+    pub async fn test(&self) -> Observed<()> {
+        let mut arguments = vec!["-t".to_owned()];
+        if let Some(config) = &self.config {
+            arguments.extend(["-f".to_owned(), config.display().to_string()]);
+        }
+        let tested = ask(&self.program, &arguments).await?;
+        if tested.status.success() {
+            Ok(())
+        } else {
+            Err(format!("sshd -t: {}", said(&tested)))
+        }
     }
 }
 
@@ -190,6 +210,7 @@ fn parse(text: &str) -> Observed<SshdConfig> {
         // Its name before OpenSSH 8.7.
         keyboard_interactive: yes("kbdinteractiveauthentication")
             .map_or_else(|| needed("challengeresponseauthentication"), Ok)?,
+        root_login: values("permitrootlogin").concat(),
         authorized_keys_files: values("authorizedkeysfile")
             .iter()
             .flat_map(|value| value.split_whitespace())
@@ -232,6 +253,7 @@ mod tests {
         assert_eq!(config.ports, [22, 2222]);
         assert_eq!(config.listen.len(), 3);
         assert_eq!(config.local_address(), Some("127.0.0.1:22".parse().unwrap()));
+        assert_eq!(config.local_addresses().len(), 1, "one for each port");
         assert!(config.pubkey && !config.password && !config.keyboard_interactive);
         assert_eq!(config.authorized_keys_files, [".ssh/authorized_keys", "%h/k"]);
         assert_eq!(config.host_key_files.len(), 2);

@@ -18,7 +18,7 @@ use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, fdo};
 
 use super::command::{ask, said};
 use super::watch::{Topic, Watch};
-use crate::policy::observation::{Observed, Systemd, Unit};
+use crate::policy::observation::{Observed, SshdUnit, Systemd, Unit};
 
 /// What sshd's units are called: Debian says ssh, the others sshd; a socket starts the service on demand.
 const SSHD_UNITS: [&str; 4] = ["ssh.service", "sshd.service", "ssh.socket", "sshd.socket"];
@@ -69,6 +69,23 @@ trait Manager {
     /// Units in memory. Unlike `ListUnitsByNames` and `LoadUnit`, this loads none: loading one that does
     /// not exist sends signals, and whoever looks because of a signal would look for ever.
     fn list_units_by_patterns(&self, states: &[&str], names: &[&str]) -> zbus::Result<Vec<UnitRow>>;
+
+    /// Paths of unit files, and whether they are enabled.
+    fn list_unit_files_by_patterns(
+        &self,
+        states: &[&str],
+        names: &[&str],
+    ) -> zbus::Result<Vec<(String, String)>>;
+
+    /// Starts a unit; the path of the job that does it.
+    fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+
+    /// Makes a unit read its configuration; the path of the job that does it.
+    fn reload_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+
+    /// A job ended, with a result: `done`, `failed`, `timeout`, ….
+    #[zbus(signal)]
+    fn job_removed(&self, id: u32, job: OwnedObjectPath, unit: &str, result: &str) -> zbus::Result<()>;
 }
 
 /// Asks systemd how it is, over D-Bus and through its own program.
@@ -92,6 +109,72 @@ pub async fn sshd_units() -> Observed<Vec<Unit>> {
     })
     .await
     .map(loaded)
+}
+
+/// The units of sshd, whether they are enabled, and whether systemd is about to do something with them.
+///
+/// # Errors
+/// systemd does not answer.
+pub async fn sshd_unit_files() -> Observed<Vec<SshdUnit>> {
+    answered("list unit files", async {
+        let bus = Connection::system().await?;
+        let manager = ManagerProxy::new(&bus).await?;
+        let rows = manager.list_units_by_patterns(&[], &SSHD_UNITS).await?;
+        let files = manager
+            .list_unit_files_by_patterns(&["enabled", "enabled-runtime"], &SSHD_UNITS)
+            .await?;
+        let enabled = |name: &str| files.iter().any(|(path, _)| Path::new(path).ends_with(name));
+        let rows = rows.into_iter().filter(|row| row.2 == "loaded");
+        Ok(rows
+            .map(|(name, _, _, active_state, _, _, _, job, ..)| SshdUnit {
+                enabled: enabled(&name),
+                name,
+                active_state,
+                busy: job != 0,
+            })
+            .collect())
+    })
+    .await
+}
+
+/// What a job of systemd is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Start the unit.
+    Start,
+    /// Make it read its configuration.
+    Reload,
+}
+
+/// Has systemd start or reload a unit, and waits for the job's end: its result is `done` if all went well
+/// (org.freedesktop.systemd1(5), `JobRemoved`).
+///
+/// # Errors
+/// systemd does not take the job, or does not end it in time.
+pub async fn run_job(job: Job, unit: &str) -> Observed<String> {
+    let what = match job {
+        Job::Start => format!("start {unit}"),
+        Job::Reload => format!("reload {unit}"),
+    };
+    answered(&what, async {
+        let bus = Connection::system().await?;
+        let manager = ManagerProxy::new(&bus).await?;
+        manager.subscribe().await?;
+        // Listened to before it begins: it may end at once.
+        let mut ended = manager.receive_job_removed().await?;
+        let path = match job {
+            Job::Start => manager.start_unit(unit, "replace").await?,
+            Job::Reload => manager.reload_unit(unit, "replace").await?,
+        };
+        while let Some(signal) = poll_fn(|context| Pin::new(&mut ended).poll_next(context)).await {
+            let signal = signal.args()?;
+            if *signal.job() == path {
+                return Ok((*signal.result()).to_owned());
+            }
+        }
+        Err(zbus::Error::Failure("D-Bus closed the connection".to_owned()))
+    })
+    .await
 }
 
 /// Sends an event when a unit of sshd, or systemd's own state, may have changed. Returns when nobody

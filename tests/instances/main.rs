@@ -30,4 +30,5 @@ mod neighbours;
 mod push;
 mod releases;
 mod specs;
+mod sshd;
 mod users;

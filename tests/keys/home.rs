@@ -145,6 +145,7 @@ pub fn config() -> SshdConfig {
     SshdConfig {
         version: Some((9, 2)),
         pubkey: true,
+        root_login: "no".into(),
         authorized_keys_files: vec![".ssh/authorized_keys".into(), ".ssh/authorized_keys2".into()],
         ..SshdConfig::default()
     }

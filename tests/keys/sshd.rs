@@ -1,14 +1,17 @@
 //! A real sshd's answers: users, homes and keys are real too, in a mount namespace where `/etc`, `/home`
 //! and `/run` are the test's own.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Instant;
 
 use nix::mount::{MsFlags, mount};
+use portcullis::policy::observation::Handshake;
+use portcullis::policy::ssh_algorithms::{post_quantum, weak};
 use portcullis::system::accounts::{self, Account};
 use portcullis::system::key_files::{install, read_back, remove_all};
 use portcullis::system::ssh_probe::{Probe, handshake, offer_keys, probe};
@@ -198,6 +201,87 @@ async fn sshd_accepts_what_was_installed_and_nothing_else() {
         "{log}"
     );
     assert!(!log.contains("Accepted publickey"), "a probe logged in: {log}");
+}
+
+/// The pairs of kind and algorithm that the check would name.
+fn weak_names(seen: &Handshake) -> Vec<String> {
+    let offered = seen.algorithms.as_ref().unwrap();
+    weak(offered).into_iter().map(|weak| weak.name).collect()
+}
+
+/// What `ssh -Q` does not know of a server: what this one offers, as `sshd -T` says it does.
+#[tokio::test]
+async fn the_algorithms_that_sshd_offers_are_seen_and_weak_ones_named() {
+    let homes = instance();
+    let options = "MACs hmac-sha2-256-etm@openssh.com\nKexAlgorithms sntrup761x25519-sha512@openssh.com,curve25519-sha256\n\
+                   Ciphers aes256-gcm@openssh.com,aes256-ctr";
+    let server = Server::start(&homes, options);
+    let seen = handshake(server.address).await.unwrap();
+    let offered = seen.algorithms.clone().unwrap();
+    assert_eq!(
+        offered.kex[..2],
+        ["sntrup761x25519-sha512@openssh.com", "curve25519-sha256"]
+    );
+    assert_eq!(offered.ciphers, ["aes256-gcm@openssh.com", "aes256-ctr"]);
+    assert_eq!(offered.macs, ["hmac-sha2-256-etm@openssh.com"]);
+    assert_eq!(offered.host_keys, ["ssh-ed25519"]);
+    assert_eq!(post_quantum(&offered), ["sntrup761x25519-sha512@openssh.com"]);
+    assert_eq!(weak_names(&seen), [""; 0]);
+    server.stop();
+
+    let options = "Ciphers +aes128-cbc,3des-cbc\nMACs +hmac-md5\nKexAlgorithms diffie-hellman-group14-sha1,curve25519-sha256";
+    let server = Server::start(&homes, options);
+    let seen = handshake(server.address).await.unwrap();
+    let named = weak_names(&seen);
+    for name in [
+        "aes128-cbc",
+        "3des-cbc",
+        "hmac-md5",
+        "diffie-hellman-group14-sha1",
+    ] {
+        assert!(named.iter().any(|weak| weak == name), "{name}: {named:?}");
+    }
+    assert!(post_quantum(&seen.algorithms.unwrap()).is_empty());
+}
+
+/// Each probe comes from another address, so whatever sshd counts by source never adds up.
+#[tokio::test]
+async fn forty_probes_in_a_row_are_not_refused_and_each_comes_from_elsewhere() {
+    let homes = instance();
+    let alice = user("alice");
+    let server = Server::start(&homes, "");
+    let config = server.sshd.effective_config(Some(&alice.name)).await.unwrap();
+    let keys = ["a", "b"].map(|name| generate(&homes.path().join(name), "ed25519"));
+    let held = keys.clone().map(|key| authorized(&alice, &key, None));
+    install(&alice, &config, &held).unwrap();
+    for round in 0..40 {
+        let seen = probe(server.address, &alice.name, &keys).await;
+        assert_eq!(seen.accepted, [Ok(true), Ok(true)], "probe {round}");
+    }
+    let log = server.stop();
+    let from = log
+        .lines()
+        .filter_map(|line| line.split_once("Connection from ")?.1.split_once(' '))
+        .map(|(address, _)| address.parse().unwrap());
+    let sources: BTreeSet<Ipv4Addr> = from.collect();
+    // They are drawn: of 40 in 65,536, two are the same once in 80 runs.
+    assert!(sources.len() >= 38, "{log}");
+    assert!(
+        sources
+            .iter()
+            .all(|source| source.octets().starts_with(&[127, 99])),
+        "{sources:?}"
+    );
+    // Who reads sshd's log sees who it was, and no failed login, though it tells more than by default.
+    assert_eq!(log.matches("portcullis login probe").count(), 40, "{log}");
+    for failure in [
+        "Failed publickey",
+        "Invalid user",
+        "maximum authentication attempts",
+        "penalty",
+    ] {
+        assert!(!log.contains(failure), "{failure}: {log}");
+    }
 }
 
 /// The probe sees what the file alone does not tell: the account, the folders' modes, the time.

@@ -76,6 +76,8 @@ check_ids! {
     SshdPubkey = "sshd.pubkey", BrevSsh2;
     /// sshd offers no password authentication.
     SshdPassword = "sshd.password", BrevSsh2;
+    /// sshd offers no weak algorithm.
+    SshdAlgorithms = "sshd.algorithms", BrevData3;
     /// Each key of the spec is in the file that sshd reads.
     KeysInstalled = "keys.installed", BrevSsh3;
     /// sshd says that it would accept each key.

@@ -8,7 +8,7 @@ use portcullis_protocol::Status;
 use serde_json::json;
 
 use super::Finding;
-use crate::policy::observation::{Observed, Sshd};
+use crate::policy::observation::{Handshake, Observed, Sshd};
 
 pub fn systemd_running(state: &Observed<String>) -> Finding {
     match state.as_deref() {
@@ -41,7 +41,9 @@ pub fn systemctl(word: &Observed<String>) -> Finding {
 pub fn sshd_running(sshd: &Sshd) -> Finding {
     let remedy = "install openssh-server, then `systemctl enable --now ssh` (or sshd)";
     let units = match &sshd.units {
-        Ok(units) if units.is_empty() => return Finding::fail("no unit of sshd is loaded", remedy),
+        Ok(units) if units.is_empty() => {
+            return restarts(Finding::fail("no unit of sshd is loaded", remedy), sshd);
+        }
         Ok(units) => units,
         Err(reason) => return Finding::fail(format!("sshd's units can't be asked for: {reason}"), remedy),
     };
@@ -50,26 +52,57 @@ pub fn sshd_running(sshd: &Sshd) -> Finding {
         .map(|u| (u.name.clone(), json!(u.active_state)))
         .collect();
     let ports = sshd.config.as_ref().map(|c| c.ports.clone()).unwrap_or_default();
-    match units.iter().find(|unit| unit.active_state == "active") {
+    let finding = match units.iter().find(|unit| unit.active_state == "active") {
         Some(unit) => {
             let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
-            Finding::pass(format!("{} is active, port {ports}", unit.name)).with("units", json!(list))
+            Finding::pass(format!("{} is active, port {ports}", unit.name))
         }
-        None => Finding::fail(format!("{} is {}", units[0].name, units[0].active_state), remedy)
-            .with("units", json!(list)),
+        None => Finding::fail(format!("{} is {}", units[0].name, units[0].active_state), remedy),
+    };
+    restarts(finding, sshd).with("units", json!(list))
+}
+
+fn restarts(finding: Finding, sshd: &Sshd) -> Finding {
+    match &sshd.care.last_restart {
+        Some(Ok(said) | Err(said)) => finding
+            .with("restarts", sshd.care.restarts)
+            .with("last_restart", said.clone()),
+        None => finding,
     }
 }
 
 pub fn sshd_reachable(sshd: &Sshd) -> Finding {
+    let remedy = "look at `journalctl -u ssh -u sshd` and at `sshd -t`";
     match &sshd.handshake {
-        Ok(shake) => Finding::pass(format!("port {} completed an SSH handshake", shake.port))
+        Ok(_) if !sshd.unanswered.is_empty() => {
+            let (address, reason) = &sshd.unanswered[0];
+            let ports: Vec<u16> = sshd
+                .unanswered
+                .iter()
+                .map(|(address, _)| address.port())
+                .collect();
+            Finding::fail(
+                format!("no SSH handshake on port {}: {reason}", address.port()),
+                format!("{remedy}; with ssh.socket, its ListenStream= and sshd's Port must agree"),
+            )
+            .with("unanswered", ports)
+        }
+        Ok(shake) => Finding::pass(format!("{} completed an SSH handshake", answering(sshd, shake)))
             .with("server", shake.server_id.clone())
             .with("host_key", shake.host_key.fingerprint.clone())
             .with("methods", shake.methods.clone()),
-        Err(reason) => Finding::fail(
-            format!("no SSH handshake: {reason}"),
-            "look at `journalctl -u ssh -u sshd` and at `sshd -t`",
-        ),
+        Err(reason) => Finding::fail(format!("no SSH handshake: {reason}"), remedy),
+    }
+}
+
+fn answering(sshd: &Sshd, shake: &Handshake) -> String {
+    let ports = sshd.config.as_ref().map(|config| config.ports.as_slice());
+    match ports.unwrap_or_default() {
+        ports @ [_, _, ..] => {
+            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+            format!("each of the ports {}", ports.join(", "))
+        }
+        _ => format!("port {}", shake.port),
     }
 }
 
@@ -95,15 +128,43 @@ pub fn sshd_pubkey(sshd: &Sshd) -> Finding {
 pub fn sshd_password(sshd: &Sshd) -> Finding {
     let remedy =
         "set `PasswordAuthentication no` and `KbdInteractiveAuthentication no` in a drop-in that sorts first";
-    match &sshd.config {
+    let offered = |method: &&str| {
+        let offers = |shake: &Handshake| shake.methods.iter().any(|m| m == method);
+        sshd.handshake.as_ref().is_ok_and(offers)
+    };
+    let finding = match &sshd.config {
         Ok(config) if config.password => Finding::warn("sshd accepts passwords", remedy),
         Ok(config) if config.keyboard_interactive => {
             Finding::warn("sshd accepts keyboard-interactive logins", remedy)
         }
-        Ok(_) => Finding::pass("sshd accepts neither passwords nor keyboard-interactive logins"),
+        Ok(_) => match ["password", "keyboard-interactive"].into_iter().find(offered) {
+            Some(method) => Finding::warn(
+                format!("sshd offers {method}, which a Match block allows"),
+                "look at `sshd -T -C user=USER,host=localhost,addr=127.0.0.1` for the spec's users",
+            ),
+            None => Finding::pass("sshd accepts neither passwords nor keyboard-interactive logins"),
+        },
         Err(reason) => Finding::new(
             Status::Unknown,
             format!("sshd's configuration can't be read: {reason}"),
         ),
+    };
+    drop_in(finding, sshd)
+}
+
+/// A drop-in that the settings ask for and sshd does not have is worth a warning, whatever else there is.
+fn drop_in(mut finding: Finding, sshd: &Sshd) -> Finding {
+    if let Some(problem) = &sshd.care.drop_in_problem {
+        finding.summary = format!(
+            "{}; our drop-in for sshd does not hold: {problem}",
+            finding.summary
+        );
+        if finding.status == Status::Pass {
+            finding.status = Status::Warn;
+        }
+        return finding
+            .remedy("mend what the summary names; it is tried again when sshd's configuration changes")
+            .with("drop_in_problem", problem.clone());
     }
+    finding.with("drop_in", sshd.care.drop_in)
 }

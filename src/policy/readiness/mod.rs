@@ -3,6 +3,7 @@
 //! A check passes on evidence only. What this version does not examine is `unknown` and says so.
 //! May not live here: looking at anything; the observations are given.
 
+mod algorithms;
 mod conflicts;
 mod gate;
 mod keys;
@@ -95,10 +96,10 @@ pub fn is_ready(checks: &[Check]) -> bool {
 }
 
 fn is_required(id: CheckId) -> bool {
-    use CheckId::{ExposureListeners, FirewallConflicts, SshdPassword, StorageEncrypted};
+    use CheckId::{ExposureListeners, FirewallConflicts, SshdAlgorithms, SshdPassword, StorageEncrypted};
     !matches!(
         id,
-        SshdPassword | FirewallConflicts | StorageEncrypted | ExposureListeners
+        SshdPassword | SshdAlgorithms | FirewallConflicts | StorageEncrypted | ExposureListeners
     )
 }
 
@@ -110,6 +111,7 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::SshdReachable => logins::sshd_reachable(&seen.sshd),
         CheckId::SshdPubkey => logins::sshd_pubkey(&seen.sshd),
         CheckId::SshdPassword => logins::sshd_password(&seen.sshd),
+        CheckId::SshdAlgorithms => algorithms::sshd_algorithms(&seen.sshd),
         CheckId::KeysInstalled => keys::installed(spec, &seen.keys, &seen.unfit),
         CheckId::KeysAccepted => keys::accepted(spec, &seen.keys),
         CheckId::FirewallApplied => gate::applied(&seen.gate, seen.trial_until),

@@ -5,7 +5,7 @@ use crate::policy::conflicts::Comparison;
 use crate::policy::firewall::{Inputs, ruleset};
 use crate::policy::key_questions::Acceptance;
 use crate::policy::key_sources::{Grant, KeySource, Unfit};
-use crate::policy::observation::{Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
+use crate::policy::observation::{Algorithms, Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
 use crate::policy::ruleset::{Ruleset, Verdict};
 use portcullis_protocol::report::HostKey;
 use std::sync::Arc;
@@ -61,7 +61,13 @@ fn world() -> (Spec, Observations) {
                 server_id: "SSH-2.0-x".into(),
                 host_key,
                 methods: vec!["publickey".into()],
+                algorithms: Ok(Algorithms {
+                    kex: vec!["curve25519-sha256".into()],
+                    ..Algorithms::default()
+                }),
             }),
+            unanswered: vec![],
+            care: Default::default(),
             host_keys: vec![],
         },
         keys,
@@ -145,6 +151,13 @@ fn each_fault_has_its_check() {
             &["sshd.reachable", "sshd.pubkey"],
         ),
         (
+            |o| {
+                let address = "127.0.0.1:2222".parse().unwrap();
+                o.sshd.unanswered = vec![(address, "refused".into())];
+            },
+            &["sshd.reachable"],
+        ),
+        (
             |o| o.keys[0].installed = Err("no such user".into()),
             &["keys.installed"],
         ),
@@ -214,6 +227,64 @@ fn passwords_warn_and_do_not_block() {
             .status,
         Status::Warn
     );
+}
+
+#[test]
+fn weak_algorithms_warn_with_what_to_write_and_do_not_block() {
+    let (spec, mut seen) = world();
+    let find = |seen: &Observations| {
+        let checks = checks(Some(&spec), seen, &[], Timestamp::UNIX_EPOCH);
+        checks
+            .into_iter()
+            .find(|c| c.id == CheckId::SshdAlgorithms)
+            .unwrap()
+    };
+    let check = find(&seen);
+    assert_eq!(
+        (check.status, &check.evidence["post_quantum"]),
+        (Status::Pass, &false.into())
+    );
+    let offered = seen.sshd.handshake.as_mut().unwrap().algorithms.as_mut().unwrap();
+    offered.kex.push("sntrup761x25519-sha512".into());
+    offered.ciphers = vec!["aes128-cbc".into(), "3des-cbc".into()];
+    let check = find(&seen);
+    assert_eq!(
+        (check.status, &check.evidence["post_quantum"]),
+        (Status::Warn, &true.into())
+    );
+    assert!(check.summary.contains("aes128-cbc"), "{}", check.summary);
+    assert!(check.remedy.unwrap().contains("Ciphers -aes128-cbc,3des-cbc"));
+    assert!(failing(Some(&spec), &seen).is_empty());
+    seen.sshd.handshake.as_mut().unwrap().algorithms = Err("lost".into());
+    assert_eq!(find(&seen).status, Status::Unknown);
+    assert!(failing(Some(&spec), &seen).is_empty());
+}
+
+#[test]
+fn what_was_done_for_sshd_is_told_and_does_not_block() {
+    let (spec, mut seen) = world();
+    let find = |seen: &Observations, id| {
+        let checks = checks(Some(&spec), seen, &[], Timestamp::UNIX_EPOCH);
+        checks.into_iter().find(|c| c.id == id).unwrap()
+    };
+    seen.sshd.care.restarts = 2;
+    seen.sshd.care.last_restart = Some(Ok("ssh.service was started".into()));
+    seen.sshd.care.drop_in_problem = Some("sshd -t: no".into());
+    assert_eq!(find(&seen, CheckId::SshdRunning).evidence["restarts"], 2);
+    let password = find(&seen, CheckId::SshdPassword);
+    assert!(password.status == Status::Warn && password.summary.contains("sshd -t: no"));
+    assert!(failing(Some(&spec), &seen).is_empty());
+    // A Match block shows in what is offered.
+    seen.sshd.care.drop_in_problem = None;
+    assert_eq!(find(&seen, CheckId::SshdPassword).status, Status::Pass);
+    seen.sshd
+        .handshake
+        .as_mut()
+        .unwrap()
+        .methods
+        .push("password".into());
+    let password = find(&seen, CheckId::SshdPassword);
+    assert!(password.status == Status::Warn && password.summary.contains("Match"));
 }
 
 #[test]

@@ -1,0 +1,285 @@
+//! sshd beyond the keys: its other ports, and our drop-in among its files.
+//!
+//! A change of the drop-in is one step with a way back: written, tested by sshd, read by the running one, and
+//! judged by the same look at logins as before it. Who could log in before and can't afterwards is the reason
+//! to put back what was there.
+//! May not live here: what the drop-in says (`policy::sshd_drop_in`), what makes a login good
+//! (`policy::readiness`).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::{error, info};
+
+use super::Agent;
+use super::logins::{self, Look, Memory, Mode, Seen};
+use crate::log::id;
+use crate::policy::key_path::KeyPlace;
+use crate::policy::key_questions::Acceptance;
+use crate::policy::observation::{KeyState, Observed, SshdConfig};
+use crate::policy::sshd_drop_in::{Wishes, held, text};
+use crate::system::key_place::Placing;
+use crate::system::ssh_probe;
+use crate::system::sshd::Sshd;
+use crate::system::sshd_config::DropIn;
+use crate::system::systemd::{self, Job};
+
+/// How long an sshd that reads its configuration anew may be out of reach: it waits for logins under way.
+const RELOAD_TIME: Duration = Duration::from_secs(5);
+/// Between two looks in that time.
+const RELOAD_PAUSE: Duration = Duration::from_millis(100);
+
+/// The configured ports after the first that complete no handshake, and why. The first one is asked with
+/// the keys.
+pub async fn unanswered(config: &Observed<SshdConfig>) -> Vec<(SocketAddr, String)> {
+    let addresses = config.as_ref().map(SshdConfig::local_addresses);
+    let mut unanswered = Vec::new();
+    for address in addresses.unwrap_or_default().into_iter().skip(1) {
+        if let Err(reason) = ssh_probe::handshake(address).await {
+            unanswered.push((address, reason));
+        }
+    }
+    unanswered
+}
+
+/// What is known of the drop-in.
+pub struct Configured {
+    wishes: Wishes,
+    file: DropIn,
+    /// The change that was taken back, and why: it is tried again once the other files say something else.
+    refused: Option<(Change, String)>,
+    /// Why sshd does not have it.
+    problem: Option<String>,
+    /// Whether the homes still have to be cleared, once sshd reads root's files.
+    homes_to_clear: bool,
+    /// Whether that is being done.
+    clearing: bool,
+}
+
+impl Configured {
+    /// For these wishes; nothing is looked at yet.
+    pub fn new(wishes: Wishes) -> Self {
+        Self {
+            wishes,
+            file: DropIn::find(),
+            refused: None,
+            problem: None,
+            homes_to_clear: wishes.keys == KeyPlace::System,
+            clearing: false,
+        }
+    }
+
+    /// The change that is to be made, if one is.
+    async fn change(&self) -> Observed<Option<Change>> {
+        let old = match self.file.current() {
+            // Somebody else's file matters only to who wants it to be ours.
+            Err(_) if self.wishes == Wishes::default() => return Ok(None),
+            old => old?,
+        };
+        if self.wishes == Wishes::default() && old.is_none() {
+            return Ok(None);
+        }
+        let base = self.file.base(&Sshd::find()?).await;
+        let new = match base.as_ref() {
+            Ok(base) => text(self.wishes, base).map(String::into_bytes),
+            // What is wished no longer is removed from a broken configuration too.
+            Err(_) if self.wishes == Wishes::default() => None,
+            Err(reason) => return Err(reason.clone()),
+        };
+        let others = self.file.others();
+        Ok((new != old).then_some(Change { new, old, others }))
+    }
+}
+
+/// A change of the drop-in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Change {
+    new: Option<Vec<u8>>,
+    old: Option<Vec<u8>>,
+    /// What the other files say.
+    others: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Agent {
+    /// Puts keys and the drop-in in place and looks at logins.
+    pub(super) async fn look_at_logins(&mut self) {
+        let mut seen = self.look().await;
+        match self.configured.change().await {
+            Ok(None) => self.configured.problem = None,
+            Ok(Some(change)) => seen = self.try_change(change, seen).await,
+            Err(reason) => self.configured.problem = Some(reason),
+        }
+        let configured = &mut self.configured;
+        if let (None, Ok(config)) = (&configured.problem, &seen.sshd.config) {
+            configured.problem = held(configured.wishes, config).err();
+        }
+        if configured.homes_to_clear && configured.problem.is_none() && seen.sshd.config.is_ok() {
+            self.configured.clearing = true;
+            seen = self.look_anew().await;
+            self.configured.clearing = false;
+            self.configured.homes_to_clear = false;
+        }
+        self.log_new_failures(&seen.keys, &seen.unfit);
+        self.key_files = seen.files;
+        (self.seen.sshd, self.seen.keys, self.seen.unfit) = (seen.sshd, seen.keys, seen.unfit);
+    }
+
+    /// What was done for sshd, for the report.
+    pub(super) fn tell_care(&mut self) {
+        let care = &mut self.seen.sshd.care;
+        care.drop_in = self.configured.wishes != Wishes::default();
+        care.drop_in_problem.clone_from(&self.configured.problem);
+        self.restarter.tell(care);
+    }
+
+    async fn look(&mut self) -> Seen {
+        let look = Look {
+            spec: self.spec.as_deref(),
+            store: &self.store,
+            settings: &self.settings,
+            mode: Mode::Reconcile,
+            placing: Placing {
+                place: self.configured.wishes.keys,
+                clear_home: self.configured.clearing,
+            },
+        };
+        logins::look(&look, &mut self.known_logins).await
+    }
+
+    /// A look for which nothing is known, as after a change of sshd's configuration.
+    async fn look_anew(&mut self) -> Seen {
+        self.known_logins.forget();
+        self.look().await
+    }
+
+    /// What logins are like through the homes; changes nothing.
+    async fn look_at_homes(&self) -> Seen {
+        let look = Look {
+            spec: self.spec.as_deref(),
+            store: &self.store,
+            settings: &self.settings,
+            mode: Mode::Observe,
+            placing: Placing::seen(KeyPlace::Home),
+        };
+        logins::look(&look, &mut Memory::default()).await
+    }
+
+    /// Makes the change, and takes it back if a login that worked no longer does. What is seen in the end.
+    async fn try_change(&mut self, change: Change, before: Seen) -> Seen {
+        if let Some((refused, reason)) = &self.configured.refused
+            && *refused == change
+        {
+            self.configured.problem = Some(reason.clone());
+            return before;
+        }
+        let before = match self.configured.wishes.keys {
+            KeyPlace::Home => before,
+            // Until sshd reads root's files, logins work through the homes.
+            KeyPlace::System => self.look_at_homes().await,
+        };
+        let file = self.configured.file.path().display().to_string();
+        match self.make(&change, &before).await {
+            Ok(seen) => {
+                info!(
+                    MESSAGE_ID = id::SSHD_CONFIGURED,
+                    FILE = file,
+                    WRITTEN = change.new.is_some(),
+                    "sshd's configuration was changed"
+                );
+                self.configured.refused = None;
+                self.configured.problem = None;
+                seen
+            }
+            Err(reason) => {
+                let back = self.configured.file.put(change.old.as_deref());
+                let reason = match back {
+                    Ok(()) => format!("{reason}; {file} is as it was before"),
+                    Err(worse) => format!("{reason}; and it could not be taken back: {worse}"),
+                };
+                error!(
+                    MESSAGE_ID = id::SSHD_REFUSED,
+                    FILE = file,
+                    REASON = reason,
+                    "sshd's configuration could not be changed: {reason}"
+                );
+                self.configured.refused = Some((change, reason.clone()));
+                self.configured.problem = Some(reason);
+                // What systemd says of this does not help: the next look tells how sshd is.
+                let _ = reload(&before).await;
+                let answers = Seen {
+                    keys: Vec::new(),
+                    ..before
+                };
+                let seen = self.until_as_good_as(&answers).await;
+                seen.unwrap_or_else(|(seen, _)| seen)
+            }
+        }
+    }
+
+    async fn make(&mut self, change: &Change, before: &Seen) -> Observed<Seen> {
+        self.configured.file.put(change.new.as_deref())?;
+        Sshd::find()?.test().await?;
+        reload(before).await?;
+        self.until_as_good_as(before).await.map_err(|(_, reason)| reason)
+    }
+
+    /// Looks until every login works that worked then; else what was seen last, and what does not work.
+    async fn until_as_good_as(&mut self, before: &Seen) -> Result<Seen, (Seen, String)> {
+        let end = Instant::now() + RELOAD_TIME;
+        loop {
+            let seen = self.look_anew().await;
+            match worse(before, &seen) {
+                None => return Ok(seen),
+                Some(reason) if Instant::now() > end => return Err((seen, reason)),
+                Some(_) => sleep(RELOAD_PAUSE).await,
+            }
+        }
+    }
+}
+
+/// Has the active service read its configuration, and waits until it was told to. With a socket each connection
+/// has an sshd of its own, which reads it anyway.
+async fn reload(seen: &Seen) -> Observed<()> {
+    for unit in seen.sshd.units.as_deref().unwrap_or_default() {
+        if unit.active_state == "active" && unit.name.ends_with(".service") {
+            let result = systemd::run_job(Job::Reload, &unit.name).await?;
+            if result != "done" {
+                return Err(format!("{} was not reloaded: {result}", unit.name));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What worked before and does not now.
+fn worse(before: &Seen, after: &Seen) -> Option<String> {
+    let works = |key: &KeyState| matches!(key.accepted, Acceptance::Accepted | Acceptance::Inferred);
+    let worked = before.keys.iter().filter(|key| works(key));
+    let refused = worked.filter_map(|key| {
+        let same = |k: &&KeyState| k.grant.key == key.grant.key;
+        // A key that expired meanwhile is not sshd's doing.
+        let now = after.keys.iter().find(same)?;
+        let reason = match &now.accepted {
+            _ if works(now) => return None,
+            Acceptance::Unknown(reason) | Acceptance::Unaskable(reason) => reason.clone(),
+            _ => "it is refused".to_owned(),
+        };
+        let (user, fingerprint) = (&key.grant.key.user, key.grant.key.key.fingerprint());
+        Some(format!("{user}'s key {fingerprint} no longer works: {reason}"))
+    });
+    let port = || match (&before.sshd.handshake, &after.sshd.handshake) {
+        (Ok(_), Err(reason)) => Some(reason),
+        _ => {
+            let silent_before = |address| before.sshd.unanswered.iter().any(|(a, _)| a == address);
+            let mut silent = after.sshd.unanswered.iter();
+            silent
+                .find(|(address, _)| !silent_before(address))
+                .map(|(_, reason)| reason)
+        }
+    };
+    refused
+        .chain(port().map(|reason| format!("sshd no longer answers: {reason}")))
+        .next()
+}
