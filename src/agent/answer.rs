@@ -47,6 +47,7 @@ impl Agent {
                 let result = self.change_spec(|spec| revoke_rule(spec, &id), terms).await;
                 self.applied(result)
             }
+            Request::TrustHostKeys => self.trust_host_keys(caller).await,
             Request::Confirm { generation } => {
                 let result = self.confirm(generation, caller);
                 self.applied(result.map(|()| true))

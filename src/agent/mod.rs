@@ -9,6 +9,7 @@ pub mod control;
 pub mod denied;
 pub mod events;
 pub mod gate;
+mod host_keys;
 pub mod logins;
 pub mod neighbours;
 pub mod report;
@@ -29,6 +30,7 @@ use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
+use crate::policy::host_keys::Change;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, Systemd};
 use crate::system::systemd;
 use denied::Denied;
@@ -74,6 +76,8 @@ pub struct Agent {
     /// Why the TLS key is only in memory, if it is.
     identity_lost: Option<String>,
     seen: Observations,
+    /// What the journal was last told of the host keys.
+    host_key_alert: Option<Change>,
     report: Option<Arc<Report>>,
     published: watch::Sender<Published>,
     deliveries: watch::Sender<Delivery>,
@@ -115,6 +119,7 @@ impl Agent {
                 handshake: not_yet(),
                 host_keys: Vec::new(),
             },
+            host_keys: store.host_keys(),
             keys: Vec::new(),
             tls: not_yet(),
             conflicts: not_yet(),
@@ -142,6 +147,7 @@ impl Agent {
             identity: Arc::new(identity),
             identity_lost,
             seen,
+            host_key_alert: None,
             report: None,
             published,
             deliveries: watch::Sender::default(),
@@ -205,6 +211,7 @@ impl Agent {
             let seen = logins::look(self.spec.as_deref(), &self.store, mode).await;
             self.log_new_failures(&seen.keys);
             (self.seen.sshd, self.seen.keys, self.key_files) = (seen.sshd, seen.keys, seen.files);
+            self.look_at_host_keys();
         }
         if scopes.contains(&Scope::Systemd) {
             self.seen.systemd = systemd::observe().await;

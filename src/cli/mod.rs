@@ -7,6 +7,7 @@ mod check;
 mod denied;
 mod explain;
 mod firewall;
+mod keys;
 mod lockdown;
 mod plan;
 mod report;
@@ -96,6 +97,9 @@ enum Command {
     /// Show and change what is let in.
     #[command(subcommand)]
     Firewall(firewall::FirewallCommand),
+    /// Change by which host keys this instance is known.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Show the daemon's last report.
     #[command(after_help = "Example:\n  portcullis status --watch")]
     Status(status::StatusArguments),
@@ -172,6 +176,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Apply(arguments) => apply::run(&global, &arguments),
         Command::Confirm(arguments) => apply::confirm(&global, &arguments),
         Command::Firewall(command) => firewall::run(&global, &command),
+        Command::Keys(command) => keys::run(&global, &command),
         Command::Explain(arguments) => explain::run(&global, &arguments),
         Command::Status(status) => status::run(&global, &status),
     }

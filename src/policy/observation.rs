@@ -12,6 +12,7 @@ use portcullis_protocol::report::HostKey;
 use portcullis_protocol::{PublicKey, UserName};
 
 use super::conflicts::Comparison;
+use super::host_keys::KnownHostKeys;
 use super::ruleset::Ruleset;
 
 /// Something that was looked at, or why it could not be.
@@ -33,6 +34,9 @@ pub struct Unit {
     pub name: String,
     /// `ActiveState`, for example `active`.
     pub active_state: String,
+    /// `StateChangeTimestampMonotonic` of a service, in microseconds: a restart or a reload ends in the
+    /// same state. 0 for one that is inactive, and for a socket, whose state each connection may change.
+    pub changed_at: u64,
 }
 
 /// sshd's effective configuration (`sshd -T`), as far as checks need it.
@@ -54,6 +58,8 @@ pub struct SshdConfig {
     pub authorized_keys_files: Vec<String>,
     /// `hostkey`, the files of the private host keys.
     pub host_key_files: Vec<PathBuf>,
+    /// `hostcertificate`, the files of certificates for them.
+    pub host_certificates: Vec<PathBuf>,
 }
 
 impl SshdConfig {
@@ -166,6 +172,8 @@ pub struct Observations {
     pub systemd: Systemd,
     /// sshd.
     pub sshd: Sshd,
+    /// The host keys that are known for an instance; none before they were first seen.
+    pub host_keys: Observed<Option<KnownHostKeys>>,
     /// The spec's keys that have not expired.
     pub keys: Vec<KeyState>,
     /// Our own endpoint.

@@ -129,6 +129,7 @@ pub fn config() -> SshdConfig {
         keyboard_interactive: false,
         authorized_keys_files: vec![".ssh/authorized_keys".into(), ".ssh/authorized_keys2".into()],
         host_key_files: Vec::new(),
+        host_certificates: vec![],
     }
 }
 

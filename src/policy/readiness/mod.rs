@@ -5,6 +5,7 @@
 
 mod conflicts;
 mod gate;
+mod host_keys;
 mod logins;
 #[cfg(test)]
 mod tests;
@@ -94,10 +95,10 @@ pub fn is_ready(checks: &[Check]) -> bool {
 }
 
 fn is_required(id: CheckId) -> bool {
-    use CheckId::{ExposureListeners, FirewallConflicts, SshdPassword, StorageEncrypted};
+    use CheckId::{ExposureListeners, FirewallConflicts, SshdHostKeys, SshdPassword, StorageEncrypted};
     !matches!(
         id,
-        SshdPassword | FirewallConflicts | StorageEncrypted | ExposureListeners
+        SshdHostKeys | SshdPassword | FirewallConflicts | StorageEncrypted | ExposureListeners
     )
 }
 
@@ -107,6 +108,7 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::SystemdSystemctl => logins::systemctl(&seen.systemd.systemctl),
         CheckId::SshdRunning => logins::sshd_running(&seen.sshd),
         CheckId::SshdReachable => logins::sshd_reachable(&seen.sshd),
+        CheckId::SshdHostKeys => host_keys::host_keys(spec, seen),
         CheckId::SshdPubkey => logins::sshd_pubkey(&seen.sshd),
         CheckId::SshdPassword => logins::sshd_password(&seen.sshd),
         CheckId::KeysInstalled => logins::keys_installed(spec, &seen.keys),

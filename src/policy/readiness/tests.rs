@@ -3,6 +3,7 @@
 use super::*;
 use crate::policy::conflicts::Comparison;
 use crate::policy::firewall::{Inputs, ruleset};
+use crate::policy::host_keys::first_seen;
 use crate::policy::observation::{Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
 use crate::policy::ruleset::{Ruleset, Verdict};
 use portcullis_protocol::report::HostKey;
@@ -26,7 +27,9 @@ fn world() -> (Spec, Observations) {
     let host_key = HostKey {
         algorithm: "ssh-ed25519".into(),
         fingerprint: "SHA256:x".into(),
+        key: None,
     };
+    let host_keys = vec![host_key.clone()];
     let observations = Observations {
         gate: Arc::new(Gate {
             held: Ok(Some(planned.clone())),
@@ -43,6 +46,7 @@ fn world() -> (Spec, Observations) {
             units: Ok(vec![Unit {
                 name: "ssh.service".into(),
                 active_state: "active".into(),
+                changed_at: 0,
             }]),
             config: Ok(SshdConfig {
                 ports: vec![22],
@@ -58,8 +62,9 @@ fn world() -> (Spec, Observations) {
                 host_key,
                 methods: vec!["publickey".into()],
             }),
-            host_keys: vec![],
+            host_keys,
         },
+        host_keys: Ok(None),
         keys,
         tls: Ok(Tls {
             version: "TLSv1_3".into(),
@@ -209,6 +214,35 @@ fn passwords_warn_and_do_not_block() {
             .status,
         Status::Warn
     );
+}
+
+#[test]
+fn changed_host_keys_are_told_and_do_not_block() {
+    let (spec, mut seen) = world();
+    let host_keys = |seen: &Observations| {
+        assert!(failing(Some(&spec), seen).is_empty());
+        let checks = checks(Some(&spec), seen, &[], Timestamp::UNIX_EPOCH);
+        let check = checks.into_iter().find(|c| c.id == CheckId::SshdHostKeys);
+        check.unwrap()
+    };
+    assert_eq!(host_keys(&seen).status, Status::Unknown);
+    let id = spec.instance.id.as_str();
+    seen.host_keys = Ok(first_seen(id, &Ok(None), &seen.sshd, Timestamp::UNIX_EPOCH));
+    let check = host_keys(&seen);
+    assert_eq!(check.status, Status::Pass);
+    assert_eq!(check.evidence["ports"], serde_json::json!([22]));
+    assert!(!check.evidence.contains_key("host_certificates"));
+    seen.sshd.config.as_mut().unwrap().host_certificates = vec!["/etc/ssh/cert.pub".into()];
+    assert!(host_keys(&seen).evidence.contains_key("host_certificates"));
+    seen.sshd.host_keys[0].fingerprint = "SHA256:y".into();
+    let check = host_keys(&seen);
+    assert_eq!(check.status, Status::Fail);
+    assert_eq!(check.evidence["old"], serde_json::json!(["ssh-ed25519 SHA256:x"]));
+    assert_eq!(check.evidence["new"], serde_json::json!(["ssh-ed25519 SHA256:y"]));
+    // sshd still shows the old one.
+    assert_eq!(check.evidence["not_on_disk"], "ssh-ed25519 SHA256:x");
+    seen.host_keys = Err("damaged".into());
+    assert_eq!(host_keys(&seen).status, Status::Unknown);
 }
 
 #[test]
