@@ -77,7 +77,9 @@ impl KnownHosts {
                 ..key.clone()
             })
         });
-        let keys = verified.collect::<Result<Vec<_>, String>>()?;
+        let mut keys = verified.collect::<Result<Vec<_>, String>>()?;
+        // ssh's own order of preference, which the order of algorithms on its command line replaces.
+        keys.sort_by_key(|key| key.algorithm != "ssh-ed25519");
         if keys.is_empty() {
             return Err("its report names no host key".to_owned());
         }
