@@ -31,6 +31,12 @@ pub mod id {
     pub const KEYS_WRITTEN: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e08";
     /// A user's keys could not be put in place.
     pub const KEYS_FAILED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e09";
+    /// The host keys of an instance were seen for the first time.
+    pub const HOST_KEYS_REMEMBERED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e30";
+    /// The host keys are not those that were first seen, or sshd shows another one.
+    pub const HOST_KEYS_CHANGED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e31";
+    /// An operator took changed host keys for good.
+    pub const HOST_KEYS_TRUSTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e32";
     /// The instance became ready, or is no longer.
     pub const READINESS: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0a";
     /// A report could not be delivered yet.

@@ -60,6 +60,7 @@ impl Agent {
                 let result = self.revoke_key(&fingerprint, terms).await;
                 self.applied(result)
             }
+            Request::TrustHostKeys => self.trust_host_keys(caller).await,
             Request::Confirm { generation } => {
                 let result = self.confirm(generation, caller);
                 self.applied(result.map(|()| true))

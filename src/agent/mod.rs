@@ -9,6 +9,7 @@ pub mod control;
 pub mod denied;
 pub mod events;
 pub mod gate;
+mod host_keys;
 pub mod key_audit;
 mod key_changes;
 mod login_questions;
@@ -34,6 +35,7 @@ use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
+use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd};
 use crate::system::systemd;
@@ -85,6 +87,8 @@ pub struct Agent {
     /// Why the TLS key is only in memory, if it is.
     identity_lost: Option<String>,
     seen: Observations,
+    /// What the journal was last told of the host keys.
+    host_key_alert: Option<Change>,
     report: Option<Arc<Report>>,
     published: watch::Sender<Published>,
     deliveries: watch::Sender<Delivery>,
@@ -129,6 +133,7 @@ impl Agent {
                 care: SshdCare::default(),
                 host_keys: Vec::new(),
             },
+            host_keys: store.host_keys(),
             keys: Vec::new(),
             unfit: Vec::new(),
             tls: not_yet(),
@@ -161,6 +166,7 @@ impl Agent {
             identity: Arc::new(identity),
             identity_lost,
             seen,
+            host_key_alert: None,
             report: None,
             published,
             deliveries: watch::Sender::default(),
@@ -229,6 +235,7 @@ impl Agent {
         let logins = scopes.contains(&Scope::Logins) || scopes.contains(&Scope::KeyFiles);
         if logins {
             self.look_at_logins().await;
+            self.look_at_host_keys();
         }
         if scopes.contains(&Scope::Systemd) {
             self.seen.systemd = systemd::observe().await;

@@ -246,14 +246,19 @@ impl Store {
         self.write(REVOKED_FILE, &serde_json::to_vec(revoked).unwrap_or_default())
     }
 
-    fn read(&self, path: &Path, limit: usize) -> Result<Option<Vec<u8>>, StateError> {
+    /// A file of the folder.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub(super) fn read(&self, path: &Path, limit: usize) -> Result<Option<Vec<u8>>, StateError> {
         files::read(path, limit).map_err(|error| StateError::Io {
             path: path.to_owned(),
             error,
         })
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.folder()?.join(name);
         files::replace(&path, bytes, 0o600).map_err(|error| StateError::Io { path, error })
     }

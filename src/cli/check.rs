@@ -46,6 +46,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
             trial_until: None,
             systemd,
             sshd: logins.sshd,
+            host_keys: store.host_keys(),
             keys: logins.keys,
             unfit: logins.unfit,
             tls,

@@ -1,17 +1,18 @@
-//! `portcullis keys`: who is let in by which key, and changing it.
+//! `portcullis keys`: who is let in by which key, and by which host keys this instance is known.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use portcullis_protocol::control::Request;
+use portcullis_protocol::control::{Answer, Request};
 use portcullis_protocol::key::KeyLine;
 use portcullis_protocol::key_report::{Accepted, KeyReport};
+use portcullis_protocol::report::HostKey;
 use portcullis_protocol::{AuthorizedKey, CheckId, UserName};
 use serde_json::json;
 
 use super::apply::{TermsArguments, change};
-use super::status::ask_report;
+use super::status::{ask, ask_report, unexpected};
 use super::{Failure, Format, Global, plain_table, print, print_json, read_input, require_root, runtime};
 use crate::agent::key_audit::{self, AuditedUser};
 use crate::agent::state::Store;
@@ -34,6 +35,15 @@ pub enum KeysCommand {
     /// Look at every key that sshd would read, of all users, their own included.
     #[command(after_help = "Example:\n  portcullis keys audit --format json | jq '.users[].files[].lines[]'")]
     Audit,
+    /// Take sshd's host keys as they are now for this instance's own, after you changed them.
+    #[command(
+        long_about = "Take sshd's host keys as they are now for this instance's own, after you changed them. \
+            The check sshd.host-keys passes again, and `portcullisctl known-hosts` gives them out. The daemon \
+            never makes or changes a host key.",
+        after_help = "Example:\n  ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key\n  \
+            systemctl restart ssh\n  portcullis keys trust-host-keys"
+    )]
+    TrustHostKeys,
 }
 
 #[derive(Args, Debug)]
@@ -73,6 +83,7 @@ pub fn run(global: &Global, command: &KeysCommand) -> Result<(), Failure> {
             change(global, "revoking a key", &request)
         }
         KeysCommand::Audit => audit(global),
+        KeysCommand::TrustHostKeys => trust_host_keys(global),
     }
 }
 
@@ -209,4 +220,27 @@ fn audit_text(users: &[AuditedUser]) -> String {
         .chain(notes)
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+fn trust_host_keys(global: &Global) -> Result<(), Failure> {
+    require_root("trusting host keys")?;
+    let socket = global.settings()?.socket;
+    let answer = runtime()?.block_on(ask(&socket, &Request::TrustHostKeys))?;
+    let Answer::HostKeys { changed, host_keys } = answer else {
+        return Err(unexpected(&answer));
+    };
+    if global.format == Format::Json {
+        return print_json(&json!({"changed": changed, "host_keys": host_keys}));
+    }
+    let what = match changed {
+        true => "These host keys are trusted from now on:",
+        false => "These host keys were trusted already:",
+    };
+    let line = |key: &HostKey| format!("\n  {} {}", key.algorithm, key.fingerprint);
+    print(
+        &host_keys
+            .iter()
+            .map(line)
+            .fold(what.to_owned(), |all, line| all + &line),
+    )
 }

@@ -99,7 +99,7 @@ enum Command {
     /// Show and change what is let in.
     #[command(subcommand)]
     Firewall(firewall::FirewallCommand),
-    /// Show and change whose keys are let in.
+    /// Show and change whose keys are let in, and by which host keys this instance is known.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
     /// Show the daemon's last report.

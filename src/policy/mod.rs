@@ -11,6 +11,7 @@ pub mod denied;
 pub mod explain;
 pub mod firewall;
 pub mod foreign;
+pub mod host_keys;
 pub mod key_audit;
 pub mod key_path;
 pub mod key_questions;

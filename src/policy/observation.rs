@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use portcullis_protocol::report::HostKey;
 
 use super::conflicts::Comparison;
+use super::host_keys::KnownHostKeys;
 use super::key_questions::Acceptance;
 use super::key_sources::{Grant, Unfit};
 use super::ruleset::Ruleset;
@@ -34,6 +35,9 @@ pub struct Unit {
     pub name: String,
     /// `ActiveState`, for example `active`.
     pub active_state: String,
+    /// `StateChangeTimestampMonotonic` of a service, in microseconds: a restart or a reload ends in the
+    /// same state. 0 for one that is inactive, and for a socket, whose state each connection may change.
+    pub changed_at: u64,
 }
 
 /// A unit of sshd, as far as starting it needs it.
@@ -86,6 +90,8 @@ pub struct SshdConfig {
     pub other_key_sources: Vec<String>,
     /// `hostkey`, the files of the private host keys.
     pub host_key_files: Vec<PathBuf>,
+    /// `hostcertificate`, the files of certificates for them.
+    pub host_certificates: Vec<PathBuf>,
 }
 
 impl SshdConfig {
@@ -222,6 +228,8 @@ pub struct Observations {
     pub systemd: Systemd,
     /// sshd.
     pub sshd: Sshd,
+    /// The host keys that are known for an instance; none before they were first seen.
+    pub host_keys: Observed<Option<KnownHostKeys>>,
     /// The keys of all sources that have not expired.
     pub keys: Vec<KeyState>,
     /// Keys that a source names and that are left out.

@@ -279,10 +279,11 @@ impl Handler for Witness {
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         if let PublicKeyOrCertificate::PublicKey { key, .. } = key {
-            *self.host_key.lock().unwrap_or_else(PoisonError::into_inner) = Some(HostKey {
-                algorithm: key.algorithm().as_str().to_owned(),
-                fingerprint: key.fingerprint(HashAlg::Sha256).to_string(),
-            });
+            let key = key
+                .to_openssh()
+                .ok()
+                .and_then(|line| HostKey::from_line(&line).ok());
+            *self.host_key.lock().unwrap_or_else(PoisonError::into_inner) = key;
         }
         Ok(true)
     }

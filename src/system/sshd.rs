@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use portcullis_protocol::UserName;
 use portcullis_protocol::report::HostKey;
-use portcullis_protocol::{PublicKey, UserName};
 
 use super::command::{ask, said};
 use crate::policy::observation::{Observed, SshdConfig};
@@ -158,11 +158,7 @@ pub fn host_keys(config: Option<&SshdConfig>) -> Vec<HostKey> {
     };
     let mut keys: Vec<HostKey> = files
         .iter()
-        .filter_map(|file| fs::read_to_string(file).ok()?.trim_end().parse().ok())
-        .map(|key: PublicKey| HostKey {
-            algorithm: key.algorithm(),
-            fingerprint: key.fingerprint(),
-        })
+        .filter_map(|file| HostKey::from_line(&fs::read_to_string(file).ok()?).ok())
         .collect();
     keys.sort();
     keys.dedup();
@@ -226,6 +222,11 @@ fn parse(text: &str) -> Observed<SshdConfig> {
             })
             .collect(),
         host_key_files: values("hostkey").iter().map(PathBuf::from).collect(),
+        host_certificates: values("hostcertificate")
+            .iter()
+            .filter(|file| **file != "none")
+            .map(PathBuf::from)
+            .collect(),
     })
 }
 

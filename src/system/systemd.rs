@@ -88,6 +88,17 @@ trait Manager {
     fn job_removed(&self, id: u32, job: OwnedObjectPath, unit: &str, result: &str) -> zbus::Result<()>;
 }
 
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Unit",
+    default_service = "org.freedesktop.systemd1"
+)]
+trait Unit {
+    /// When its state last changed, in microseconds of the monotonic clock. Not cached: it is asked for
+    /// once.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn state_change_timestamp_monotonic(&self) -> zbus::Result<u64>;
+}
+
 /// Asks systemd how it is, over D-Bus and through its own program.
 pub async fn observe() -> Systemd {
     let (manager_state, systemctl) = tokio::join!(manager_state(), systemctl_state(Path::new(SYSTEMCTL)));
@@ -102,13 +113,21 @@ pub async fn observe() -> Systemd {
 pub async fn sshd_units() -> Observed<Vec<Unit>> {
     answered("list units", async {
         let bus = Connection::system().await?;
-        ManagerProxy::new(&bus)
-            .await?
-            .list_units_by_patterns(&[], &SSHD_UNITS)
-            .await
+        let manager = ManagerProxy::new(&bus).await?;
+        let rows = manager.list_units_by_patterns(&[], &SSHD_UNITS).await?;
+        let mut units = loaded(rows);
+        // To ask for a unit that systemd has forgotten meanwhile would load it.
+        let services = |unit: &&mut Unit| unit.name.ends_with(".service") && unit.active_state != "inactive";
+        for unit in units.iter_mut().filter(services) {
+            let proxy = UnitProxy::builder(&bus)
+                .path(unit_path(&unit.name))
+                .build()
+                .await?;
+            unit.changed_at = proxy.state_change_timestamp_monotonic().await?;
+        }
+        Ok(units)
     })
     .await
-    .map(loaded)
 }
 
 /// The units of sshd, whether they are enabled, and whether systemd is about to do something with them.
@@ -282,7 +301,11 @@ fn loaded(rows: Vec<UnitRow>) -> Vec<Unit> {
     let mut units: Vec<Unit> = rows
         .into_iter()
         .filter(|(_, _, load_state, ..)| load_state == "loaded")
-        .map(|(name, _, _, active_state, ..)| Unit { name, active_state })
+        .map(|(name, _, _, active_state, ..)| Unit {
+            name,
+            active_state,
+            changed_at: 0,
+        })
         .collect();
     units.sort_by(|a, b| a.name.cmp(&b.name));
     units
@@ -379,6 +402,7 @@ mod tests {
         let unit = |name: &str, state: &str| Unit {
             name: name.to_owned(),
             active_state: state.to_owned(),
+            changed_at: 0,
         };
         assert_eq!(
             units,

@@ -22,6 +22,7 @@ mod denied;
 mod dhcp;
 mod endpoint;
 mod faults;
+mod host_keys;
 mod keys;
 mod lab;
 mod lifecycle;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use jiff::Timestamp;
 
 use crate::denied::DeniedSample;
+use crate::report::HostKey;
 use crate::{AuthorizedKey, FirewallRule, Report, Spec};
 
 /// Longest line on the socket, in bytes: a whole spec fits.
@@ -74,6 +75,8 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Take sshd's host keys as they are now for this instance's own.
+    TrustHostKeys,
 }
 
 /// Callers may be other programs than ours: what they send has not been checked.
@@ -112,6 +115,13 @@ pub enum Answer {
         confirm_until: Option<Timestamp>,
         /// The report after it.
         report: Box<Report>,
+    },
+    /// The host keys that are this instance's own.
+    HostKeys {
+        /// Whether others were before.
+        changed: bool,
+        /// The keys.
+        host_keys: Vec<HostKey>,
     },
     /// It was not done, and nothing changed.
     Refused {

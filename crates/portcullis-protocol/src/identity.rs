@@ -24,7 +24,8 @@ pub struct Identity {
 
 impl Identity {
     /// What is authenticated: each field with its length before it, so that no two documents make
-    /// the same message.
+    /// the same message. Of a host key that is type and fingerprint: the whole key has to hash to it
+    /// ([`HostKey::verified_key`]).
     pub fn message(&self) -> Vec<u8> {
         let mut message = b"portcullis identity v1\0".to_vec();
         let mut field = |text: &str| {
@@ -78,6 +79,26 @@ mod tests {
             mac: String::new(),
         };
         assert_ne!(identity("ab", "c").message(), identity("a", "bc").message());
+    }
+
+    #[test]
+    fn the_message_of_an_old_document_stays() {
+        let key = HostKey::from_line(
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFkKc52EQpKAMBtUiDp/N8hykSeuzBRx5gN48WTPDhWS",
+        )
+        .unwrap();
+        let identity = |key: HostKey| Identity {
+            instance: "i".into(),
+            tls_spki_sha256: "00".into(),
+            host_keys: vec![key],
+            nonce: "n".into(),
+            mac: String::new(),
+        };
+        let old = HostKey {
+            key: None,
+            ..key.clone()
+        };
+        assert_eq!(identity(key).message(), identity(old).message());
     }
 
     #[test]

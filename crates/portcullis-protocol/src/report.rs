@@ -8,6 +8,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::host_key::HostKey;
 use crate::requirement::Requirement;
 
 /// The version of the report's format.
@@ -72,6 +73,8 @@ check_ids! {
     SshdRunning = "sshd.running", BrevSsh1;
     /// A real SSH handshake succeeds.
     SshdReachable = "sshd.reachable", BrevSsh1;
+    /// sshd's host keys are those that were first seen for this instance.
+    SshdHostKeys = "sshd.host-keys", BrevSsh1;
     /// sshd offers public key authentication.
     SshdPubkey = "sshd.pubkey", BrevSsh2;
     /// sshd offers no password authentication.
@@ -148,16 +151,6 @@ pub struct ReportInstance {
 pub struct Agent {
     /// Its version.
     pub version: String,
-}
-
-/// A public host key of sshd.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-pub struct HostKey {
-    /// Algorithm, for example `ssh-ed25519`.
-    #[serde(rename = "type")]
-    pub algorithm: String,
-    /// `SHA256:…` as `ssh-keygen -l` prints it.
-    pub fingerprint: String,
 }
 
 /// A mounted file system.
@@ -241,5 +234,16 @@ mod tests {
             report.check(CheckId::SshdRunning).unwrap().requirement,
             Requirement::BrevSsh1
         );
+        assert_eq!(report.host_keys[0].key, None);
+    }
+
+    #[test]
+    fn a_report_with_whole_host_keys_is_read() {
+        let text = include_str!("../tests/report-v1-host-keys.json");
+        let report: Report = serde_json::from_str(text).unwrap();
+        assert_eq!(report.check(CheckId::SshdHostKeys).unwrap().status, Status::Pass);
+        for key in &report.host_keys {
+            assert_eq!(Some(key.verified_key().unwrap()), key.key);
+        }
     }
 }

@@ -10,6 +10,7 @@ pub mod ca;
 pub mod cli;
 pub mod client;
 pub mod error;
+pub mod known_hosts;
 pub mod local;
 pub mod progress;
 pub mod reach;

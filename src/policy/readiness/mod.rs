@@ -6,6 +6,7 @@
 mod algorithms;
 mod conflicts;
 mod gate;
+mod host_keys;
 mod keys;
 mod logins;
 #[cfg(test)]
@@ -96,10 +97,17 @@ pub fn is_ready(checks: &[Check]) -> bool {
 }
 
 fn is_required(id: CheckId) -> bool {
-    use CheckId::{ExposureListeners, FirewallConflicts, SshdAlgorithms, SshdPassword, StorageEncrypted};
+    use CheckId::{
+        ExposureListeners, FirewallConflicts, SshdAlgorithms, SshdHostKeys, SshdPassword, StorageEncrypted,
+    };
     !matches!(
         id,
-        SshdPassword | SshdAlgorithms | FirewallConflicts | StorageEncrypted | ExposureListeners
+        SshdHostKeys
+            | SshdPassword
+            | SshdAlgorithms
+            | FirewallConflicts
+            | StorageEncrypted
+            | ExposureListeners
     )
 }
 
@@ -109,6 +117,7 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::SystemdSystemctl => logins::systemctl(&seen.systemd.systemctl),
         CheckId::SshdRunning => logins::sshd_running(&seen.sshd),
         CheckId::SshdReachable => logins::sshd_reachable(&seen.sshd),
+        CheckId::SshdHostKeys => host_keys::host_keys(spec, seen),
         CheckId::SshdPubkey => logins::sshd_pubkey(&seen.sshd),
         CheckId::SshdPassword => logins::sshd_password(&seen.sshd),
         CheckId::SshdAlgorithms => algorithms::sshd_algorithms(&seen.sshd),

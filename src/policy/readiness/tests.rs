@@ -3,6 +3,7 @@
 use super::*;
 use crate::policy::conflicts::Comparison;
 use crate::policy::firewall::{Inputs, ruleset};
+use crate::policy::host_keys::first_seen;
 use crate::policy::key_questions::Acceptance;
 use crate::policy::key_sources::{Grant, KeySource, Unfit};
 use crate::policy::observation::{Algorithms, Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
@@ -30,7 +31,9 @@ fn world() -> (Spec, Observations) {
     let host_key = HostKey {
         algorithm: "ssh-ed25519".into(),
         fingerprint: "SHA256:x".into(),
+        key: None,
     };
+    let host_keys = vec![host_key.clone()];
     let observations = Observations {
         gate: Arc::new(Gate {
             held: Ok(Some(planned.clone())),
@@ -47,6 +50,7 @@ fn world() -> (Spec, Observations) {
             units: Ok(vec![Unit {
                 name: "ssh.service".into(),
                 active_state: "active".into(),
+                changed_at: 0,
             }]),
             config: Ok(SshdConfig {
                 ports: vec![22],
@@ -68,8 +72,9 @@ fn world() -> (Spec, Observations) {
             }),
             unanswered: vec![],
             care: Default::default(),
-            host_keys: vec![],
+            host_keys,
         },
+        host_keys: Ok(None),
         keys,
         unfit: vec![],
         tls: Ok(Tls {
@@ -285,6 +290,35 @@ fn what_was_done_for_sshd_is_told_and_does_not_block() {
         .push("password".into());
     let password = find(&seen, CheckId::SshdPassword);
     assert!(password.status == Status::Warn && password.summary.contains("Match"));
+}
+
+#[test]
+fn changed_host_keys_are_told_and_do_not_block() {
+    let (spec, mut seen) = world();
+    let host_keys = |seen: &Observations| {
+        assert!(failing(Some(&spec), seen).is_empty());
+        let checks = checks(Some(&spec), seen, &[], Timestamp::UNIX_EPOCH);
+        let check = checks.into_iter().find(|c| c.id == CheckId::SshdHostKeys);
+        check.unwrap()
+    };
+    assert_eq!(host_keys(&seen).status, Status::Unknown);
+    let id = spec.instance.id.as_str();
+    seen.host_keys = Ok(first_seen(id, &Ok(None), &seen.sshd, Timestamp::UNIX_EPOCH));
+    let check = host_keys(&seen);
+    assert_eq!(check.status, Status::Pass);
+    assert_eq!(check.evidence["ports"], serde_json::json!([22]));
+    assert!(!check.evidence.contains_key("host_certificates"));
+    seen.sshd.config.as_mut().unwrap().host_certificates = vec!["/etc/ssh/cert.pub".into()];
+    assert!(host_keys(&seen).evidence.contains_key("host_certificates"));
+    seen.sshd.host_keys[0].fingerprint = "SHA256:y".into();
+    let check = host_keys(&seen);
+    assert_eq!(check.status, Status::Fail);
+    assert_eq!(check.evidence["old"], serde_json::json!(["ssh-ed25519 SHA256:x"]));
+    assert_eq!(check.evidence["new"], serde_json::json!(["ssh-ed25519 SHA256:y"]));
+    // sshd still shows the old one.
+    assert_eq!(check.evidence["not_on_disk"], "ssh-ed25519 SHA256:x");
+    seen.host_keys = Err("damaged".into());
+    assert_eq!(host_keys(&seen).status, Status::Unknown);
 }
 
 #[test]

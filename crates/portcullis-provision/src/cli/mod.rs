@@ -5,6 +5,7 @@
 mod ca;
 mod demo;
 mod health;
+mod known_hosts;
 mod launch;
 mod output;
 mod userdata;
@@ -64,6 +65,10 @@ enum Command {
     Wait(health::Wait),
     /// Show health reports, fetched over mutual TLS
     Health(health::Health),
+    /// Print verified lines for known_hosts
+    KnownHosts(known_hosts::Arguments),
+    /// Log in to an instance with ssh, which trusts its verified host keys and no others
+    Ssh(known_hosts::SshArguments),
     /// Reboot an instance and wait until it is up
     Reboot(launch::Reboot),
     /// End instances and remove all there is of them
@@ -117,6 +122,8 @@ pub fn main() -> ExitCode {
         Command::List => health::list(&context),
         Command::Wait(wait) => wait.run(&context),
         Command::Health(health) => health.run(&context),
+        Command::KnownHosts(arguments) => arguments.run(&context),
+        Command::Ssh(arguments) => arguments.run(&context),
         Command::Reboot(reboot) => reboot.run(&context),
         Command::Terminate(terminate) => terminate.run(&context),
         Command::Ca(arguments) => arguments.run(&context),

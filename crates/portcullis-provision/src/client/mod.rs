@@ -191,6 +191,10 @@ impl AgentClient {
                 "it names another TLS key than the one that this connection shows",
             ));
         }
+        for key in identity.host_keys.iter().filter(|key| key.key.is_some()) {
+            // The MAC is over fingerprints.
+            key.verified_key().map_err(|reason| refuse(&reason))?;
+        }
         Ok(PinnedIdentity {
             tls_spki_sha256: answer.spki,
             host_keys: identity.host_keys,

@@ -12,6 +12,7 @@ use std::io::{Read as _, Write as _};
 use super::*;
 use crate::ca::Ca;
 
+const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFkKc52EQpKAMBtUiDp/N8hykSeuzBRx5gN48WTPDhWS";
 const TOKEN: &str = "the token";
 
 /// What a test server answers with: status line and body for a path.
@@ -85,10 +86,7 @@ fn identity(spki: &str, token: &str, nonce: &str) -> String {
     let mut identity = Identity {
         instance: "i-1".into(),
         tls_spki_sha256: spki.into(),
-        host_keys: vec![HostKey {
-            algorithm: "ssh-ed25519".into(),
-            fingerprint: "SHA256:x".into(),
-        }],
+        host_keys: vec![HostKey::from_line(HOST_KEY).unwrap()],
         nonce: nonce.into(),
         mac: String::new(),
     };
@@ -170,6 +168,25 @@ fn a_replayed_answer_is_refused() {
         Arc::new(move |_| (200, old.clone())),
     );
     assert!(refusal(&server).contains("a replay"));
+}
+
+/// The MAC is over fingerprints: a key beside one has to be its own.
+#[test]
+fn a_host_key_that_is_not_of_its_fingerprint_is_refused() {
+    let key = KeyPair::generate().unwrap();
+    let with = |replaced: &'static str| {
+        let own = spki(&key);
+        let handler: Handler = Arc::new(move |path| {
+            let answer = identity(&own, TOKEN, nonce(path));
+            assert!(answer.contains(HOST_KEY));
+            (200, answer.replace(HOST_KEY, replaced))
+        });
+        serve(&key, Arc::new(NoClientAuth), handler)
+    };
+    let pinned = enrol(&with(HOST_KEY)).unwrap();
+    assert_eq!(pinned.host_keys[0].key.as_deref(), Some(HOST_KEY));
+    let other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmyqUQGxHHYKqmHp4WZVvAcW0vTDhrlWHFNqV9uYHCd";
+    assert!(refusal(&with(other)).contains("comes with another key"));
 }
 
 #[test]

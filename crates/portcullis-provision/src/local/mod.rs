@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use exec::Output;
+pub(crate) use image::require;
 pub use image::{INSTALL_HINT, Image, ImageRequest, default_suite, find_deb};
 pub use instance::{AGENT_PORT, Instance, State};
 pub use launch::LaunchRequest;
