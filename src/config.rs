@@ -37,6 +37,8 @@ pub struct Settings {
     pub log_denied: bool,
     /// Whether users that the spec names are created when they are missing.
     pub create_users: bool,
+    /// Whether a key that is taken away takes the SSH sessions with it that it opened.
+    pub end_sessions: bool,
     /// Where the HTTPS endpoint listens.
     pub listen: SocketAddr,
     /// Time between two reports when nothing changes: at least a second.
@@ -57,6 +59,7 @@ impl Default for Settings {
             exclusive_table: true,
             log_denied: true,
             create_users: false,
+            end_sessions: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
             report_interval: Duration::from_secs(300),
             report_ca_file: None,
@@ -106,6 +109,7 @@ struct RawFirewall {
 #[serde(default, deny_unknown_fields)]
 struct RawKeys {
     create_users: Option<bool>,
+    end_sessions: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -170,6 +174,7 @@ impl Settings {
         set(&mut new.exclusive_table, raw.firewall.exclusive_table);
         set(&mut new.log_denied, raw.firewall.log_denied);
         set(&mut new.create_users, raw.keys.create_users);
+        set(&mut new.end_sessions, raw.keys.end_sessions);
         set(&mut new.listen, raw.health.listen);
         set(
             &mut new.report_interval,

@@ -41,6 +41,10 @@ pub mod id {
     pub const SPEC_REVERTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0f";
     /// A session ended because what let it in was revoked.
     pub const SESSION_ENDED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0d";
+    /// An SSH session ended because the key that opened it was taken away.
+    pub const SSH_SESSION_ENDED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e30";
+    /// An SSH session of a user whose key was taken away could not be ended, or not be told apart.
+    pub const SSH_SESSION_LEFT: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e31";
     /// A packet that no rule let in: one of the sample that is told.
     pub const DENIED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e10";
     /// Something that the daemon needs is missing; it goes on without.

@@ -18,3 +18,4 @@ pub mod metadata;
 pub mod observation;
 pub mod readiness;
 pub mod ruleset;
+pub mod ssh_log;
