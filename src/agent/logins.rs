@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use portcullis_protocol::{PublicKey, Spec, UserName};
 use tracing::{info, warn};
 
+use super::sessions::RemovedKeys;
 use super::state::Store;
 use crate::log::id;
 use crate::policy::keys::current;
@@ -47,8 +48,9 @@ pub enum Mode {
     },
 }
 
-/// Looks at sshd and the spec's keys, in `Reconcile` after putting them in place.
-pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
+/// Looks at sshd and the spec's keys, in `Reconcile` after putting them in place; keys that were taken
+/// away are noted in `removed`.
+pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode, removed: &RemovedKeys) -> Seen {
     let now = Timestamp::now();
     let users: BTreeSet<UserName> = spec
         .into_iter()
@@ -59,12 +61,12 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
         sshd::prepare();
     }
     if let (Mode::Reconcile { .. }, Some(_)) = (mode, spec) {
-        remove_departed(&users, store).await;
+        remove_departed(&users, store, removed).await;
     }
     let mut logins = Vec::new();
     for user in &users {
         if let Some(spec) = spec {
-            logins.push(login(user, spec, now, mode).await);
+            logins.push(login(user, spec, now, mode, removed).await);
         }
     }
     let (units, config) = tokio::join!(systemd::sshd_units(), sshd::effective_config(None));
@@ -83,7 +85,7 @@ pub async fn look(spec: Option<&Spec>, store: &Store, mode: Mode) -> Seen {
     }
 }
 
-async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Login {
+async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode, removed: &RemovedKeys) -> Login {
     let wanted = current(&spec.authorized_keys, user, now);
     let account = account(user, mode);
     let config = match &account {
@@ -93,11 +95,12 @@ async fn login(user: &UserName, spec: &Spec, now: Timestamp, mode: Mode) -> Logi
     let keys = wanted.iter().map(|k| k.key.clone()).collect();
     let installed = match (&account, &config) {
         (Ok(account), Ok(config)) => {
-            let (account, config) = (account.clone(), config.clone());
+            let (account, config, removed) = (account.clone(), config.clone(), removed.clone());
             let work = move || -> Observed<(PathBuf, Vec<PublicKey>)> {
                 if mode != Mode::Observe {
                     let outcome =
                         key_files::install(&account, &config, &wanted).map_err(|e| e.to_string())?;
+                    removed.add(&account.name, &outcome.removed);
                     if outcome.changed {
                         let (user, file) = (account.name.to_string(), outcome.path.display().to_string());
                         info!(
@@ -146,7 +149,7 @@ fn account(user: &UserName, mode: Mode) -> Observed<Account> {
 
 /// Takes our lines out of the files of users whom the spec no longer names. The list of users is
 /// written before files are, so that a crash in between forgets nobody.
-async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
+async fn remove_departed(users: &BTreeSet<UserName>, store: &Store, removed_keys: &RemovedKeys) {
     let managed = store.users();
     let departed: Vec<UserName> = managed.difference(users).cloned().collect();
     let union: BTreeSet<UserName> = managed.union(users).cloned().collect();
@@ -168,11 +171,14 @@ async fn remove_departed(users: &BTreeSet<UserName>, store: &Store) {
             Err(reason) => Err(reason),
         };
         match removed {
-            Ok(_) => info!(
-                MESSAGE_ID = id::KEYS_WRITTEN,
-                USER = user.as_str(),
-                "keys were removed"
-            ),
+            Ok(outcome) => {
+                removed_keys.add(&user, &outcome.removed);
+                info!(
+                    MESSAGE_ID = id::KEYS_WRITTEN,
+                    USER = user.as_str(),
+                    "keys were removed"
+                );
+            }
             Err(reason) => {
                 warn!(
                     MESSAGE_ID = id::KEYS_FAILED,

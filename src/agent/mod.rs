@@ -12,6 +12,7 @@ pub mod gate;
 pub mod logins;
 pub mod neighbours;
 pub mod report;
+pub mod sessions;
 pub mod state;
 
 use std::collections::BTreeSet;
@@ -19,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use portcullis_protocol::{Report, Spec};
+use portcullis_protocol::{Report, Spec, UserName};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -34,6 +35,7 @@ use crate::system::systemd;
 use denied::Denied;
 use gate::guard::Guard;
 use logins::Mode;
+use sessions::RemovedKeys;
 use state::{Store, Trial};
 
 /// What has to be looked at again.
@@ -79,6 +81,9 @@ pub struct Agent {
     deliveries: watch::Sender<Delivery>,
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
+    removed_keys: RemovedKeys,
+    /// Users and fingerprints of the keys that let them in, at the last look.
+    current_keys: BTreeSet<(UserName, String)>,
 }
 
 impl Agent {
@@ -146,6 +151,8 @@ impl Agent {
             published,
             deliveries: watch::Sender::default(),
             key_files: BTreeSet::new(),
+            removed_keys: RemovedKeys::default(),
+            current_keys: BTreeSet::new(),
         })
     }
 
@@ -202,7 +209,8 @@ impl Agent {
             let mode = Mode::Reconcile {
                 create_users: self.settings.create_users,
             };
-            let seen = logins::look(self.spec.as_deref(), &self.store, mode).await;
+            let seen = logins::look(self.spec.as_deref(), &self.store, mode, &self.removed_keys).await;
+            self.note_revoked_keys();
             self.log_new_failures(&seen.keys);
             (self.seen.sshd, self.seen.keys, self.key_files) = (seen.sshd, seen.keys, seen.files);
         }

@@ -7,6 +7,7 @@ use crate::agent::gate;
 use crate::agent::logins::{self, Mode};
 use crate::agent::neighbours;
 use crate::agent::report::write;
+use crate::agent::sessions::RemovedKeys;
 use crate::agent::state::Store;
 use crate::health::server;
 use crate::identity::TlsIdentity;
@@ -23,9 +24,10 @@ pub fn run(global: &Global) -> Result<(), Failure> {
         Ok(spec) => (spec, None),
         Err(error) => (None, Some(error.to_string())),
     };
+    let removed = RemovedKeys::default();
     let report = runtime()?.block_on(async {
         let (logins, systemd) = tokio::join!(
-            logins::look(spec.as_ref(), &store, Mode::Observe),
+            logins::look(spec.as_ref(), &store, Mode::Observe, &removed),
             systemd::observe()
         );
         let tls = match TlsIdentity::load(&settings.state_dir) {

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{Failure, Format, Global, print, print_json, read_spec, runtime};
 use crate::agent::gate;
 use crate::agent::logins::{self, Mode};
+use crate::agent::sessions::RemovedKeys;
 use crate::agent::state::Store;
 use crate::policy::observation::{Gate, KeyState};
 use crate::policy::ruleset::Ruleset;
@@ -18,7 +19,12 @@ pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
     let gate = gate::observe(&settings, Some(&spec));
     let store = Store::new(&settings.state_dir);
     let keys = runtime()?
-        .block_on(logins::look(Some(&spec), &store, Mode::Observe))
+        .block_on(logins::look(
+            Some(&spec),
+            &store,
+            Mode::Observe,
+            &RemovedKeys::default(),
+        ))
         .keys;
     let held = gate.held.clone().ok().flatten().unwrap_or_default();
     let changes = held.diff(&gate.planned);

@@ -38,6 +38,8 @@ pub struct Outcome {
     pub path: PathBuf,
     /// Whether it had to be written.
     pub changed: bool,
+    /// Keys of ours that were in it before and are not any more.
+    pub removed: Vec<PublicKey>,
 }
 
 /// Why keys could not be written or read.
@@ -127,16 +129,27 @@ pub fn install(account: &Account, config: &SshdConfig, keys: &[AuthorizedKey]) -
                 return Ok(Outcome {
                     path: account.home.join(below),
                     changed: false,
+                    removed: Vec::new(),
                 });
             };
             let path = folder.path.join(name);
             let old = read(account, &folder, name)?;
             let content = merge(old.as_ref().map_or(&[], |old| &old.content), keys, expiry);
             if content == old.as_ref().map_or(&[][..], |old| &old.content) {
-                return Ok(Outcome { path, changed: false });
+                return Ok(Outcome {
+                    path,
+                    changed: false,
+                    removed: Vec::new(),
+                });
             }
             if replace(&folder, name, old.as_ref(), &content)? {
-                return Ok(Outcome { path, changed: true });
+                let mut removed = old.map_or_else(Vec::new, |old| installed(&old.content));
+                removed.retain(|old| !keys.iter().any(|new| new.key.same_key(old)));
+                return Ok(Outcome {
+                    path,
+                    changed: true,
+                    removed,
+                });
             }
         }
         Err(KeyFileError::Busy(account.home.join(below)))

@@ -16,6 +16,7 @@ mod common;
 
 mod boot;
 mod changes;
+mod client;
 mod cluster;
 mod containers;
 mod denied;
@@ -27,5 +28,6 @@ mod lifecycle;
 mod login;
 mod neighbours;
 mod push;
+mod sessions;
 mod specs;
 mod users;
