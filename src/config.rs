@@ -49,6 +49,8 @@ pub struct Settings {
     pub sshd: Wishes,
     /// Whether an sshd that stopped is started again.
     pub restart_sshd: bool,
+    /// Whether a key that is taken away takes the SSH sessions with it that it opened.
+    pub end_sessions: bool,
     /// Where the HTTPS endpoint listens.
     pub listen: SocketAddr,
     /// Time between two reports when nothing changes: at least a second.
@@ -73,6 +75,7 @@ impl Default for Settings {
             cloud_init_user: None,
             sshd: Wishes::default(),
             restart_sshd: false,
+            end_sessions: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
             report_interval: Duration::from_secs(300),
             report_ca_file: None,
@@ -126,6 +129,7 @@ struct RawKeys {
     min_rsa_bits: Option<usize>,
     cloud_init_user: Option<String>,
     file: Option<KeyPlace>,
+    end_sessions: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -225,6 +229,7 @@ impl Settings {
     fn apply_keys(&mut self, raw: RawKeys) -> Result<(), String> {
         set(&mut self.create_users, raw.create_users);
         set(&mut self.sshd.keys, raw.file);
+        set(&mut self.end_sessions, raw.end_sessions);
         if let Some(bits) = raw.min_rsa_bits {
             if !(MIN_RSA_BITS..=16384).contains(&bits) {
                 return Err(format!(

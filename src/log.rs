@@ -47,14 +47,18 @@ pub mod id {
     pub const SPEC_REVERTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0f";
     /// A session ended because what let it in was revoked.
     pub const SESSION_ENDED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0d";
+    /// An SSH session ended because the key that opened it was taken away.
+    pub const SSH_SESSION_ENDED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e40";
+    /// An SSH session of a user whose key was taken away could not be ended, or not be told apart.
+    pub const SSH_SESSION_LEFT: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e41";
     /// A packet that no rule let in: one of the sample that is told.
     pub const DENIED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e10";
     /// A stopped sshd was started, or could not be.
-    pub const SSHD_STARTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e30";
+    pub const SSHD_STARTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e50";
     /// Our drop-in among sshd's was written or removed.
-    pub const SSHD_CONFIGURED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e31";
+    pub const SSHD_CONFIGURED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e51";
     /// Our drop-in could not be put in place, or was taken back.
-    pub const SSHD_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e32";
+    pub const SSHD_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e52";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }
@@ -86,5 +90,26 @@ pub fn start(verbose: bool, in_background: bool) {
                 .with_target(false);
             let _ = tracing_subscriber::registry().with(level).with(text).try_init();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Two events of one id can't be told apart by an alert.
+    #[test]
+    fn each_message_has_an_id_of_its_own() {
+        let source = include_str!("log.rs");
+        let mut ids: Vec<&str> = source
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("pub const ")?.split('"').nth(1))
+            .collect();
+        let all = ids.len();
+        ids.sort();
+        ids.dedup();
+        assert!(all > 20 && ids.len() == all, "{all} {}", ids.len());
+        assert!(
+            ids.iter()
+                .all(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+        );
     }
 }

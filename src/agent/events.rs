@@ -43,6 +43,7 @@ pub async fn run(settings: Settings, started: impl FnOnce()) -> Result<(), Strin
     let mut sources = Sources::open(&agent).await?;
     agent.take_spec_file().await;
     agent.reconcile(&Scope::ALL.into()).await;
+    agent.end_sessions();
     sources.watch_keys(&agent);
     info!(MESSAGE_ID = id::STARTED, "started");
     tell_systemd(&agent, true);
@@ -54,6 +55,7 @@ pub async fn run(settings: Settings, started: impl FnOnce()) -> Result<(), Strin
             _ = interrupt.recv() => break,
         };
         handle(&mut agent, event).await;
+        agent.end_sessions();
         sources.watch_keys(&agent);
         tell_systemd(&agent, false);
     }

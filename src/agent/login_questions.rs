@@ -15,8 +15,8 @@ use crate::policy::key_questions::{Acceptance, asked_through, unaskable};
 use crate::policy::key_sources::Grant;
 use crate::policy::keys::holds;
 use crate::policy::observation::{Handshake, KeyState, Observed, SshdConfig};
-use crate::system::key_files::Stamp;
 use crate::system::ssh_probe::{self, Probe};
+use crate::system::stamp::Stamp;
 
 /// How many connections are open at the same time: well below `MaxStartups` (sshd_config(5): 10).
 const AT_ONCE: usize = 4;

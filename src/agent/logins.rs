@@ -17,6 +17,7 @@ use portcullis_protocol::{Spec, UserName};
 use tracing::{info, warn};
 
 use super::login_questions::{self, Answers};
+use super::sessions::RemovedKeys;
 use super::state::Store;
 use crate::config::Settings;
 use crate::log::id;
@@ -75,6 +76,8 @@ pub struct Look<'a> {
     pub mode: Mode,
     /// Where keys are.
     pub placing: Placing,
+    /// Where keys are noted that were taken away.
+    pub removed: &'a RemovedKeys,
 }
 
 /// What was found out before.
@@ -108,20 +111,23 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
         sshd::prepare();
     }
     if mode == Mode::Reconcile {
-        remove_departed(&grants.users(), look.store, look.placing).await;
+        remove_departed(&grants.users(), look).await;
     }
     let version = sshd::version().await;
     let create = look.settings.create_users && mode == Mode::Reconcile;
     let known = &memory.configs;
+    let mut accounts = accounts(grants.users(), create);
     let logins: Vec<Login> = stream::iter(grants.by_user())
         .map(|(user, grants)| {
+            let account = accounts.remove(&user);
+            let account = account.unwrap_or_else(|| Err("not looked up".to_owned()));
             let config = known.get(&user).cloned();
             let how = How {
                 mode,
-                create,
+                version,
                 placing: look.placing,
             };
-            login(user, grants, config, version, how)
+            login((user, account), grants, config, how, look.removed)
         })
         .buffered(AT_ONCE)
         .collect()
@@ -153,28 +159,27 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
 #[derive(Clone, Copy)]
 struct How {
     mode: Mode,
-    create: bool,
+    version: Option<(u16, u16)>,
     placing: Placing,
 }
 
 async fn login(
-    user: UserName,
+    (user, account): (UserName, Observed<Account>),
     grants: Vec<Grant>,
     known: Option<SshdConfig>,
-    version: Option<(u16, u16)>,
     how: How,
+    removed: &RemovedKeys,
 ) -> Login {
-    let account = account(&user, how.create);
     let config = match (&account, known) {
         (Ok(_), Some(config)) => Ok(config),
-        (Ok(_), None) => sshd::config_of(Some(&user), version).await,
+        (Ok(_), None) => sshd::config_of(Some(&user), how.version).await,
         (Err(reason), _) => Err(reason.clone()),
     };
     let installed = match (&account, &config) {
         (Ok(account), Ok(config)) => {
-            let (account, config) = (account.clone(), config.clone());
+            let (account, config, removed) = (account.clone(), config.clone(), removed.clone());
             let keys: Vec<_> = grants.iter().map(|grant| grant.key.clone()).collect();
-            as_user::off_thread(move || put_in_place(&account, &config, &keys, how))
+            as_user::off_thread(move || put_in_place(&account, &config, &keys, how, &removed))
                 .await
                 .unwrap_or_else(|e| Err(e.to_string()))
         }
@@ -194,9 +199,11 @@ fn put_in_place(
     config: &SshdConfig,
     keys: &[portcullis_protocol::AuthorizedKey],
     how: How,
+    removed: &RemovedKeys,
 ) -> Observed<ReadBack> {
     if how.mode == Mode::Reconcile {
         let outcome = key_place::install(how.placing, account, config, keys).map_err(|e| e.to_string())?;
+        removed.add(&account.name, &outcome.removed);
         if outcome.changed {
             let (user, file) = (account.name.to_string(), outcome.path.display().to_string());
             info!(
@@ -222,6 +229,26 @@ fn watched(login: &Login) -> Vec<PathBuf> {
     folder.ok().into_iter().chain(file).collect()
 }
 
+/// The users' accounts. Two names of one user have one file, in which each would undo the other's keys, and
+/// each key would open both: the second one is told so.
+fn accounts(users: BTreeSet<UserName>, create: bool) -> BTreeMap<UserName, Observed<Account>> {
+    let mut owners: BTreeMap<(u32, PathBuf), UserName> = BTreeMap::new();
+    let account = |user: &UserName| {
+        let account = account(user, create)?;
+        let owner = owners.entry((account.uid, account.home.clone()));
+        match owner.or_insert_with(|| user.clone()) {
+            owner if owner == user => Ok(account),
+            owner => Err(format!(
+                "{user} and {owner} are one user (uid {}) with one file of keys in {}: give the keys to one of them",
+                account.uid,
+                account.home.display()
+            )),
+        }
+    };
+    let named: Vec<Observed<Account>> = users.iter().map(account).collect();
+    users.into_iter().zip(named).collect()
+}
+
 fn account(user: &UserName, create: bool) -> Observed<Account> {
     match accounts::lookup(user) {
         Err(AccountError::Unknown(_)) if create => accounts::create(user),
@@ -232,10 +259,8 @@ fn account(user: &UserName, create: bool) -> Observed<Account> {
 
 /// Takes our lines out of the files of users whom no source names any more. The list of users is
 /// written before files are, so that a crash in between forgets nobody.
-async fn remove_departed(users: &BTreeSet<UserName>, store: &Store, placing: Placing) {
-    if let Err(error) = key_place::sweep(users) {
-        warn!(MESSAGE_ID = id::KEYS_FAILED, %error, "keys of users who left could not be removed");
-    }
+async fn remove_departed(users: &BTreeSet<UserName>, look: &Look<'_>) {
+    let (store, placing) = (look.store, look.placing);
     let managed = store.users();
     let departed: Vec<UserName> = managed.difference(users).cloned().collect();
     let union: BTreeSet<UserName> = managed.union(users).cloned().collect();
@@ -256,7 +281,10 @@ async fn remove_departed(users: &BTreeSet<UserName>, store: &Store, placing: Pla
         };
         let name = user.as_str();
         match removed {
-            Ok(_) => info!(MESSAGE_ID = id::KEYS_WRITTEN, USER = name, "keys were removed"),
+            Ok(removed) => {
+                look.removed.add(&user, &removed);
+                info!(MESSAGE_ID = id::KEYS_WRITTEN, USER = name, "keys were removed");
+            }
             Err(reason) => {
                 warn!(
                     MESSAGE_ID = id::KEYS_FAILED,
@@ -270,6 +298,9 @@ async fn remove_departed(users: &BTreeSet<UserName>, store: &Store, placing: Pla
     }
     if remaining != union {
         remember(store, &remaining);
+    }
+    if let Err(error) = key_place::sweep(users) {
+        warn!(MESSAGE_ID = id::KEYS_FAILED, %error, "keys of users who left could not be removed");
     }
 }
 

@@ -17,6 +17,7 @@ pub mod logins;
 pub mod neighbours;
 pub mod report;
 pub mod restart;
+pub mod sessions;
 pub mod sshd;
 pub mod state;
 
@@ -25,7 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use portcullis_protocol::{Report, Spec};
+use portcullis_protocol::{Report, Spec, UserName};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -42,6 +43,7 @@ use crate::system::systemd;
 use denied::Denied;
 use gate::guard::Guard;
 use restart::Restarter;
+use sessions::RemovedKeys;
 use sshd::Configured;
 use state::{Store, Trial};
 
@@ -95,6 +97,9 @@ pub struct Agent {
     known_logins: logins::Memory,
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
+    removed_keys: RemovedKeys,
+    /// Users and fingerprints of the keys that let them in, at the last look.
+    current_keys: BTreeSet<(UserName, String)>,
 }
 
 impl Agent {
@@ -172,6 +177,8 @@ impl Agent {
             deliveries: watch::Sender::default(),
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
+            removed_keys: RemovedKeys::default(),
+            current_keys: BTreeSet::new(),
         })
     }
 
@@ -235,6 +242,7 @@ impl Agent {
         let logins = scopes.contains(&Scope::Logins) || scopes.contains(&Scope::KeyFiles);
         if logins {
             self.look_at_logins().await;
+            self.note_revoked_keys();
             self.look_at_host_keys();
         }
         if scopes.contains(&Scope::Systemd) {

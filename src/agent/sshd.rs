@@ -144,6 +144,7 @@ impl Agent {
                 place: self.configured.wishes.keys,
                 clear_home: self.configured.clearing,
             },
+            removed: &self.removed_keys,
         };
         logins::look(&look, &mut self.known_logins).await
     }
@@ -162,6 +163,7 @@ impl Agent {
             settings: &self.settings,
             mode: Mode::Observe,
             placing: Placing::seen(KeyPlace::Home),
+            removed: &self.removed_keys,
         };
         logins::look(&look, &mut Memory::default()).await
     }

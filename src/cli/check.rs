@@ -7,6 +7,7 @@ use crate::agent::gate;
 use crate::agent::logins::{self, Look, Mode};
 use crate::agent::neighbours;
 use crate::agent::report::write;
+use crate::agent::sessions::RemovedKeys;
 use crate::agent::state::Store;
 use crate::health::server;
 use crate::identity::TlsIdentity;
@@ -30,6 +31,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
         settings: &settings,
         mode: Mode::Observe,
         placing: Placing::seen(settings.sshd.keys),
+        removed: &RemovedKeys::default(),
     };
     let mut known = logins::Memory::default();
     let report = runtime()?.block_on(async {

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{Failure, Format, Global, print, print_json, read_spec, runtime};
 use crate::agent::gate;
 use crate::agent::logins::{self, Look, Mode};
+use crate::agent::sessions::RemovedKeys;
 use crate::agent::state::Store;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState};
@@ -25,6 +26,7 @@ pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
         settings: &settings,
         mode: Mode::Observe,
         placing: Placing::seen(settings.sshd.keys),
+        removed: &RemovedKeys::default(),
     };
     let mut known = logins::Memory::default();
     let logins = runtime()?.block_on(logins::look(&look, &mut known));

@@ -23,5 +23,6 @@ pub mod observation;
 pub mod readiness;
 pub mod ruleset;
 pub mod ssh_algorithms;
+pub mod ssh_log;
 pub mod sshd_drop_in;
 pub mod sshd_restart;

@@ -14,8 +14,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use portcullis_protocol::AuthorizedKey;
 use portcullis_protocol::key::KeyLine;
+use portcullis_protocol::{AuthorizedKey, PublicKey};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -23,6 +23,7 @@ use thiserror::Error;
 use super::accounts::Account;
 use super::as_user::run_as;
 use super::selinux;
+use super::stamp::{FolderStamp, Stamp, Version};
 use crate::policy::key_path::{KeyPathError, key_path};
 use crate::policy::keys::{Expiry, installed, merge};
 use crate::policy::observation::{Observed, SshdConfig};
@@ -40,6 +41,8 @@ pub struct Outcome {
     pub path: PathBuf,
     /// Whether it had to be written.
     pub changed: bool,
+    /// Keys of ours that were in it before and are not any more.
+    pub removed: Vec<PublicKey>,
 }
 
 /// Why keys could not be written or read.
@@ -149,20 +152,37 @@ pub fn install(account: &Account, config: &SshdConfig, keys: &[AuthorizedKey]) -
                 return Ok(Outcome {
                     path: account.home.join(below),
                     changed: false,
+                    removed: Vec::new(),
                 });
             };
             let path = folder.path.join(name);
             let old = read(account, &folder, name)?;
             let content = merge(old.as_ref().map_or(&[], |old| &old.content), keys, expiry);
             if content == old.as_ref().map_or(&[][..], |old| &old.content) {
-                return Ok(Outcome { path, changed: false });
+                return Ok(Outcome {
+                    path,
+                    changed: false,
+                    removed: Vec::new(),
+                });
             }
             if replace(&folder, name, old.as_ref(), &content)? {
-                return Ok(Outcome { path, changed: true });
+                return Ok(Outcome {
+                    path,
+                    changed: true,
+                    removed: old.map_or_else(Vec::new, |old| removed(&old.content, keys)),
+                });
             }
         }
         Err(KeyFileError::Busy(account.home.join(below)))
     })
+}
+
+/// Keys of ours that a file held and that are not to be in it any more.
+pub fn removed(old: &[u8], keys: &[AuthorizedKey]) -> Vec<PublicKey> {
+    let before = installed(old).into_iter().map(|line| line.key);
+    before
+        .filter(|old| !keys.iter().any(|new| new.key.same_key(old)))
+        .collect()
 }
 
 /// Takes our keys out of the user's file. The caller remembers for which users it installed keys, and
@@ -187,7 +207,7 @@ pub fn read_back(account: &Account, config: &SshdConfig) -> Observed<ReadBack> {
             keys: file
                 .as_ref()
                 .map_or_else(Vec::new, |file| installed(&file.content)),
-            stamp: Stamp(way, file.map(|file| Version::of(&file.stat))),
+            stamp: Stamp::new(way, file.map(|file| Version::of(&file.stat))),
         })
     })
     .map_err(|error| error.to_string())
@@ -243,37 +263,8 @@ impl ReadBack {
         Ok(Self {
             path,
             keys: installed(&content),
-            stamp: Stamp(Vec::new(), version),
+            stamp: Stamp::new(Vec::new(), version),
         })
-    }
-}
-
-/// How a file and the folders above it were: equal as long as nobody changed what sshd looks at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp(Vec<(u64, u64, u32, u32)>, Option<Version>);
-
-/// What changes whenever a file does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Version {
-    file: (u64, u64, i64, u32, u32),
-    times: (i64, u64, i64, u64),
-}
-
-impl Version {
-    #[allow(
-        clippy::useless_conversion,
-        reason = "the fields' types differ between architectures"
-    )]
-    fn of(stat: &Stat) -> Self {
-        Self {
-            file: (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mode, stat.st_uid),
-            times: (
-                stat.st_mtime,
-                stat.st_mtime_nsec.into(),
-                stat.st_ctime,
-                stat.st_ctime_nsec.into(),
-            ),
-        }
     }
 }
 
@@ -300,9 +291,8 @@ fn in_home<T: Send>(
 struct Folder {
     fd: OwnedFd,
     path: PathBuf,
-    /// Of this folder and those above it, down from the home: device, inode, mode and owner. Not their
-    /// times: users make files in their homes.
-    way: Vec<(u64, u64, u32, u32)>,
+    /// Of this folder and those above it, down from the home.
+    way: Vec<FolderStamp>,
 }
 
 impl Folder {
@@ -323,7 +313,7 @@ fn open_folders<'a>(account: &Account, below: &'a Path, make: bool) -> Result<Op
         Mode::empty(),
     )
     .map_err(|source| system("open the home", &path, source))?;
-    let way = vec![identity(&check(account, &fd, &path)?)];
+    let way = vec![FolderStamp::of(&check(account, &fd, &path)?)];
     let mut folder = Folder { fd, path, way };
     let mut names = below.iter().peekable();
     while let Some(name) = names.next() {
@@ -361,12 +351,8 @@ fn open_folder(account: &Account, parent: &Folder, name: &OsStr, make: bool) -> 
         Err(source) => return Err(system("open", &path, source)),
     };
     let mut way = parent.way.clone();
-    way.push(identity(&check(account, &fd, &path)?));
+    way.push(FolderStamp::of(&check(account, &fd, &path)?));
     Ok(Some(Folder { fd, path, way }))
-}
-
-fn identity(stat: &Stat) -> (u64, u64, u32, u32) {
-    (stat.st_dev, stat.st_ino, stat.st_mode, stat.st_uid)
 }
 
 /// A file as it was read.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use portcullis_protocol::{AuthorizedKey, UserName};
+use portcullis_protocol::{AuthorizedKey, PublicKey, UserName};
 use rustix::io::Errno;
 
 use super::accounts::Account;
@@ -57,7 +57,7 @@ pub fn install(
         remove_system(&account.name)?;
         return Ok(outcome);
     }
-    let changed = install_system(&account.name, keys, config)?;
+    let (changed, removed) = install_system(&account.name, keys, config)?;
     let path = read_system_path(
         &config.authorized_keys_files,
         &account.name,
@@ -65,7 +65,11 @@ pub fn install(
         &account.home,
     );
     leave_home(placing, account, config, keys);
-    Ok(Outcome { path: path?, changed })
+    Ok(Outcome {
+        path: path?,
+        changed,
+        removed,
+    })
 }
 
 /// As [`key_files::read_back`], from that place. Blocks.
@@ -84,15 +88,21 @@ pub fn read_back(placing: Placing, account: &Account, config: &SshdConfig) -> Ob
     read.map_err(|error| format!("can't read {}: {error}", path.display()))
 }
 
-/// Takes our keys out of the place for a user who left. Blocks.
+/// Takes our keys out of the place for a user who left, and says which they were. Blocks.
 ///
 /// # Errors
 /// As [`key_files::remove_all`].
-pub fn remove_all(placing: Placing, account: &Account, config: &SshdConfig) -> Result<(), KeyFileError> {
-    if placing.place == KeyPlace::Home {
-        key_files::remove_all(account, config)?;
-    }
-    remove_system(&account.name)
+pub fn remove_all(
+    placing: Placing,
+    account: &Account,
+    config: &SshdConfig,
+) -> Result<Vec<PublicKey>, KeyFileError> {
+    let mut removed = match placing.place {
+        KeyPlace::Home => key_files::remove_all(account, config)?.removed,
+        KeyPlace::System => Vec::new(),
+    };
+    removed.extend(remove_system(&account.name)?);
+    Ok(removed)
 }
 
 /// Removes root's files of everybody else: the folder is ours alone.
@@ -114,30 +124,30 @@ pub fn sweep(users: &BTreeSet<UserName>) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the file had to be written. It holds the keys and nothing else.
+/// Whether the file had to be written, and which keys it held that it does not hold now. It holds the keys
+/// and nothing else.
 fn install_system(
     user: &UserName,
     keys: &[AuthorizedKey],
     config: &SshdConfig,
-) -> Result<bool, KeyFileError> {
+) -> Result<(bool, Vec<PublicKey>), KeyFileError> {
     let path = system_path(user);
     if keys.is_empty() {
-        return remove_system(user).map(|()| false);
+        return remove_system(user).map(|removed| (false, removed));
     }
     let content = merge(&[], keys, Expiry::understood_by(config.version));
     let failed = |doing| {
         let path = path.clone();
         move |source: io::Error| system(doing, &path, &source)
     };
-    let as_it_should_be = files::read(&path, MAX_FILE).map_err(failed("read"))?.as_deref() == Some(&content)
-        && trusted(&path).is_ok();
-    if as_it_should_be {
-        return Ok(false);
+    let old = files::read(&path, MAX_FILE).map_err(failed("read"))?;
+    if old.as_deref() == Some(&content) && trusted(&path).is_ok() {
+        return Ok((false, Vec::new()));
     }
     make_folder().map_err(failed("create the folder of"))?;
     // sshd reads it as its user.
     files::replace(&path, &content, 0o644).map_err(failed("write"))?;
-    Ok(true)
+    Ok((true, key_files::removed(&old.unwrap_or_default(), keys)))
 }
 
 fn make_folder() -> io::Result<()> {
@@ -149,12 +159,14 @@ fn make_folder() -> io::Result<()> {
     }
 }
 
-fn remove_system(user: &UserName) -> Result<(), KeyFileError> {
+fn remove_system(user: &UserName) -> Result<Vec<PublicKey>, KeyFileError> {
     let path = system_path(user);
-    if !path.exists() {
-        return Ok(());
-    }
-    files::remove(&path).map_err(|source| system("remove", &path, &source))
+    let failed = |source: io::Error| system("remove", &path, &source);
+    let Some(old) = files::read(&path, MAX_FILE).map_err(failed)? else {
+        return Ok(Vec::new());
+    };
+    files::remove(&path).map_err(failed)?;
+    Ok(key_files::removed(&old, &[]))
 }
 
 /// Our block in the home goes, or holds nothing that is not wanted any more. A home that can't be written is

@@ -20,6 +20,11 @@ fn known_hosts(lab: &Lab, machine: &Machine) -> std::path::PathBuf {
 
 /// `ssh` from a stranger, who has to be shown the host key that is known.
 pub fn ssh(lab: &Lab, machine: &Machine, from: &Outsider, identity: &Path) -> Command {
+    ssh_as(USER, lab, machine, from, identity)
+}
+
+/// As [`ssh`], as another user.
+pub fn ssh_as(user: &str, lab: &Lab, machine: &Machine, from: &Outsider, identity: &Path) -> Command {
     let mut command = inside(&from.path(), "ssh");
     let known = known_hosts(lab, machine);
     command
@@ -36,7 +41,7 @@ pub fn ssh(lab: &Lab, machine: &Machine, from: &Outsider, identity: &Path) -> Co
         .arg(format!("UserKnownHostsFile={}", known.display()))
         .arg("-i")
         .arg(identity)
-        .arg(format!("{USER}@{}", machine.v4()));
+        .arg(format!("{user}@{}", machine.v4()));
     command
 }
 

@@ -16,6 +16,7 @@ mod common;
 
 mod boot;
 mod changes;
+mod client;
 mod cluster;
 mod containers;
 mod denied;
@@ -30,6 +31,7 @@ mod login;
 mod neighbours;
 mod push;
 mod releases;
+mod sessions;
 mod specs;
 mod sshd;
 mod users;

@@ -38,6 +38,29 @@ fn a_missing_user_is_named_and_noticed_when_it_comes() {
     );
 }
 
+/// cloud-init#3829 and its like: one file for two names lets each other's keys in.
+#[test]
+fn two_names_of_one_user_do_not_fight_over_one_file() {
+    let lab = Lab::new();
+    let mut machine = lab.launch();
+    machine.ok("useradd -o -u $(id -u ubuntu) -g ubuntu -d /home/ubuntu -M -s /bin/bash zed");
+    machine.push(|spec| spec.authorized_keys.push(key(&lab, "zed")));
+    let check = machine.until_check(CheckId::KeysInstalled, Status::Fail);
+    assert!(check.summary.contains("zed and ubuntu are one user"), "{check:?}");
+    let file = "/home/ubuntu/.ssh/authorized_keys";
+    let before = machine.ok(&format!("stat -c '%i %Y' {file}; cat {file}"));
+    assert!(before.contains(&lab.public_key("id").to_line()), "{before}");
+    // Whatever wakes the daemon, the file stays.
+    machine.ok("touch /etc/ssh/sshd_config");
+    let check = machine.until_check(CheckId::KeysAccepted, Status::Fail);
+    assert_eq!(check.evidence["accepted"], 1);
+    assert_eq!(machine.ok(&format!("stat -c '%i %Y' {file}; cat {file}")), before);
+    machine.push(|spec| {
+        spec.authorized_keys.pop();
+    });
+    machine.until_ready();
+}
+
 #[test]
 fn a_missing_user_is_created_if_the_image_says_so() {
     let lab = Lab::new();

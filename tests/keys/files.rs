@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use portcullis::system::key_files::{install, read_back, remove_all};
+use portcullis_protocol::AuthorizedKey;
 use rustix::fs::{XattrFlags, setxattr};
 
 use super::home::*;
@@ -49,6 +50,32 @@ fn the_users_bytes_survive_and_nothing_is_written_twice() {
 
     assert!(remove_all(&user, &config()).unwrap().changed);
     assert_eq!(fs::read(&file).unwrap(), OWN);
+}
+
+#[test]
+fn keys_that_are_taken_away_are_named() {
+    const OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ x";
+    let homes = Homes::new();
+    let user = homes.user("alice", ALICE);
+    let mut both = keys(&user);
+    both.push(AuthorizedKey {
+        key: OTHER.parse().unwrap(),
+        ..both[0].clone()
+    });
+    let removed = |keys: &[AuthorizedKey]| {
+        let outcome = install(&user, &config(), keys).unwrap();
+        let lines = outcome.removed.iter().map(ToString::to_string);
+        (outcome.changed, lines.collect::<Vec<_>>())
+    };
+    assert_eq!(removed(&both), (true, vec![]));
+    both.reverse();
+    assert_eq!(removed(&both), (true, vec![]), "another order takes none away");
+    both[0].expires = Some("2099-01-01T00:00:00Z".parse().unwrap());
+    assert_eq!(removed(&both), (true, vec![]), "nor does an end that is to come");
+    assert_eq!(removed(&both[..1]), (true, vec![KEY.to_owned()]));
+    assert_eq!(removed(&both[..1]), (false, vec![]));
+    let outcome = remove_all(&user, &config()).unwrap();
+    assert_eq!(outcome.removed.len(), 1);
 }
 
 #[test]
