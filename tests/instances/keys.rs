@@ -3,6 +3,7 @@
 //! May not live here: files of keys without an instance (`tests/keys`), the spec's own keys (`login`).
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use portcullis_protocol::key_report::{Accepted, KeyReport};
 use portcullis_protocol::{AuthorizedKey, CheckId, PublicKey, Status};
@@ -407,8 +408,9 @@ fn an_audit_shows_every_key_of_everybody_and_what_is_odd() {
 
 /// How often sshd was asked about a user since the daemon started, by sshd's own log.
 fn asked(machine: &Machine, user: &str) -> usize {
-    let count =
-        format!("journalctl -b -o cat _COMM=sshd | grep -c 'authenticating user {user} 127.99' || true");
+    let count = format!(
+        "journalctl --sync; journalctl -b -o cat _COMM=sshd | grep -c 'authenticating user {user} 127.99' || true"
+    );
     machine.ok(&count).parse().unwrap()
 }
 
@@ -429,8 +431,14 @@ fn a_change_in_one_home_asks_sshd_nothing_about_others_and_touches_no_file() {
     machine.until_ready();
     let files = format!("/home/alice/.ssh/authorized_keys /home/{USER}/.ssh/authorized_keys");
     let stat = || machine.ok(&format!("stat -c '%i %Y %Z %n' /home/*/.ssh {files}"));
-    let (before, ubuntu, alice) = (stat(), asked(machine, USER), asked(machine, "alice"));
-    assert!(ubuntu > 0 && alice > 0, "{ubuntu} {alice}");
+    // sshd writes its log after it answered.
+    let (ubuntu, alice) = eventually(SOON, "both were asked about", || {
+        match (asked(machine, USER), asked(machine, "alice")) {
+            (ubuntu, alice) if ubuntu > 0 && alice > 0 => Ok((ubuntu, alice)),
+            other => Err(other),
+        }
+    });
+    let before = stat();
     // A look that finds nothing changed.
     machine.ok("touch /home/alice/.ssh/other");
     machine.ok("touch -c /home/alice/.ssh/authorized_keys");
@@ -456,4 +464,63 @@ fn a_change_in_one_home_asks_sshd_nothing_about_others_and_touches_no_file() {
             now => Err(now),
         }
     });
+}
+
+/// What takes a login away, and what gives it back.
+const LOSSES: [(&str, &str, &str); 4] = [
+    ("sshd stops", "systemctl stop ssh", "systemctl start ssh"),
+    (
+        "the home becomes writable by others",
+        "chmod g+w /home/ubuntu",
+        "chmod g-w /home/ubuntu",
+    ),
+    (
+        "the file is edited away, and a link is in its place",
+        "cd /home/ubuntu/.ssh && mv authorized_keys kept && ln -s kept authorized_keys",
+        "cd /home/ubuntu/.ssh && mv kept authorized_keys",
+    ),
+    (
+        "the folder is closed to its user",
+        "chmod 000 /home/ubuntu/.ssh",
+        "chmod 700 /home/ubuntu/.ssh",
+    ),
+];
+
+#[test]
+fn readiness_is_lost_with_the_login_and_comes_back_with_it() {
+    let door = Door::new();
+    let machine = &door.machine;
+    for (what, loss, mend) in LOSSES {
+        door.lets_in("id");
+        machine.until_ready();
+        let start = std::time::Instant::now();
+        machine.ok(loss);
+        eventually(SOON, what, || match machine.status().ready {
+            true => Err("still ready"),
+            false => Ok(()),
+        });
+        println!("{what}: not ready after {:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(2),
+            "{what}: {:?}",
+            start.elapsed()
+        );
+        // It is no false alarm: nobody gets in.
+        let refused = door.try_login("id");
+        assert_eq!(refused.code, Some(255), "{what}: {refused:?}");
+        machine.ok(mend);
+        machine.until_ready();
+    }
+    // A key that is merely edited away is put back, and sshd is asked again.
+    machine.ok("sed -i /portcullis$/d /home/ubuntu/.ssh/authorized_keys");
+    let id = door.lab.public_key("id");
+    eventually(SOON, "the key is back", || {
+        let file = machine.ok("cat /home/ubuntu/.ssh/authorized_keys");
+        match file.contains(&id.to_line()) {
+            true => Ok(()),
+            false => Err(file),
+        }
+    });
+    machine.until_ready();
+    door.lets_in("id");
 }
