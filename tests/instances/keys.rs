@@ -408,7 +408,7 @@ fn an_audit_shows_every_key_of_everybody_and_what_is_odd() {
 /// How often sshd was asked about a user since the daemon started, by sshd's own log.
 fn asked(machine: &Machine, user: &str) -> usize {
     let count = format!(
-        "journalctl --sync; journalctl -b -o cat _COMM=sshd | grep -c 'authenticating user {user} 127.99' || true"
+        "journalctl --sync; journalctl -b -o cat -t sshd | grep -c 'authenticating user {user} 127.99' || true"
     );
     machine.ok(&count).parse().unwrap()
 }

@@ -8,7 +8,7 @@ use crate::keys::Door;
 use crate::lab::{SOON, eventually};
 
 /// What takes a login away, and what gives it back.
-const LOSSES: [(&str, &str, &str); 4] = [
+const LOSSES: [(&str, &str, &str); 5] = [
     ("sshd stops", "systemctl stop ssh", "systemctl start ssh"),
     // For a group, Debian's own sshd is less strict than OpenSSH if it is the user's private one.
     (
@@ -20,6 +20,11 @@ const LOSSES: [(&str, &str, &str); 4] = [
         "the file is edited away, and something else is in its place",
         "cd /home/ubuntu/.ssh && mv authorized_keys kept && mkdir authorized_keys",
         "cd /home/ubuntu/.ssh && rmdir authorized_keys && mv kept authorized_keys",
+    ),
+    (
+        "the account expires",
+        "usermod -e 1970-01-02 ubuntu",
+        "usermod -e '' ubuntu",
     ),
     (
         "the folder is closed to its user",
