@@ -17,7 +17,7 @@ use portcullis_protocol::{Spec, UserName};
 use tracing::{info, warn};
 
 use super::login_questions::{self, Answers};
-use super::sessions::RemovedKeys;
+use super::session_keys::RemovedKeys;
 use super::state::Store;
 use crate::config::Settings;
 use crate::log::id;

@@ -17,6 +17,7 @@ pub mod logins;
 pub mod neighbours;
 pub mod report;
 pub mod restart;
+pub mod session_keys;
 pub mod sessions;
 pub mod sshd;
 pub mod state;
@@ -26,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use portcullis_protocol::{Report, Spec, UserName};
+use portcullis_protocol::{Report, Spec};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -43,7 +44,7 @@ use crate::system::systemd;
 use denied::Denied;
 use gate::guard::Guard;
 use restart::Restarter;
-use sessions::RemovedKeys;
+use session_keys::RemovedKeys;
 use sshd::Configured;
 use state::{Store, Trial};
 
@@ -98,8 +99,6 @@ pub struct Agent {
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
     removed_keys: RemovedKeys,
-    /// Users and fingerprints of the keys that let them in, at the last look.
-    current_keys: BTreeSet<(UserName, String)>,
 }
 
 impl Agent {
@@ -149,6 +148,7 @@ impl Agent {
         let denied = Denied::watch(settings.log_denied);
         let configured = Configured::new(settings.sshd);
         let restarter = Restarter::new(settings.restart_sshd);
+        let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
         let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
         let published = watch::Sender::new(Published {
@@ -177,8 +177,7 @@ impl Agent {
             deliveries: watch::Sender::default(),
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
-            removed_keys: RemovedKeys::default(),
-            current_keys: BTreeSet::new(),
+            removed_keys,
         })
     }
 

@@ -7,7 +7,7 @@ use crate::agent::gate;
 use crate::agent::logins::{self, Look, Mode};
 use crate::agent::neighbours;
 use crate::agent::report::write;
-use crate::agent::sessions::RemovedKeys;
+use crate::agent::session_keys::RemovedKeys;
 use crate::agent::state::Store;
 use crate::health::server;
 use crate::identity::TlsIdentity;

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Failure, Format, Global, print, print_json, read_spec, runtime};
 use crate::agent::gate;
 use crate::agent::logins::{self, Look, Mode};
-use crate::agent::sessions::RemovedKeys;
+use crate::agent::session_keys::RemovedKeys;
 use crate::agent::state::Store;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState};

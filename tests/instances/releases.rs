@@ -17,7 +17,7 @@ use crate::lab::{Lab, Machine, Run, SOON, USER, eventually};
 use crate::login::{ssh, with_password};
 
 /// A release, and the versions that make it another one.
-struct Release {
+pub struct Release {
     suite: &'static str,
     openssh: &'static str,
     systemd: &'static str,
@@ -25,21 +25,21 @@ struct Release {
     socket: bool,
 }
 
-const BULLSEYE: Release = Release {
+pub const BULLSEYE: Release = Release {
     suite: "bullseye",
     openssh: "OpenSSH_8.4",
     systemd: "systemd 247 ",
     socket: false,
 };
 
-const BOOKWORM: Release = Release {
+pub const BOOKWORM: Release = Release {
     suite: "bookworm",
     openssh: "OpenSSH_9.2",
     systemd: "systemd 252 ",
     socket: false,
 };
 
-const TRIXIE: Release = Release {
+pub const TRIXIE: Release = Release {
     suite: "trixie",
     openssh: "OpenSSH_10.0",
     systemd: "systemd 257 ",
@@ -80,7 +80,7 @@ fn logins_are_proven_on(release: &Release) {
 }
 
 /// One instance of the release, ready. Where sshd is behind a socket, the image has it so from the first boot.
-fn launch(lab: &Lab, release: &Release) -> Machine {
+pub fn launch(lab: &Lab, release: &Release) -> Machine {
     let mut request = lab.request("one", "c-1");
     request.image.suite = release.suite.into();
     if release.socket {
