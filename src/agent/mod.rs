@@ -146,7 +146,7 @@ impl Agent {
         };
         let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
         let denied = Denied::watch(settings.log_denied);
-        let configured = Configured::new(settings.sshd);
+        let configured = Configured::new(settings.sshd, &store);
         let restarter = Restarter::new(settings.restart_sshd);
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
