@@ -25,6 +25,7 @@ pub mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use portcullis_protocol::{Report, Spec};
@@ -47,6 +48,10 @@ use restart::Restarter;
 use session_keys::RemovedKeys;
 use sshd::Configured;
 use state::{Store, Trial};
+
+/// Penalties that sshd acts on last 15 s at least, and a probe costs 5 s (sshd_config(5),
+/// `PerSourcePenalties`): after this, one more is answered.
+const PENALTY_TIME: Duration = Duration::from_secs(20);
 
 /// What has to be looked at again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,6 +104,8 @@ pub struct Agent {
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
     removed_keys: RemovedKeys,
+    /// When sshd may answer this host again.
+    penalty_over: Option<tokio::time::Instant>,
 }
 
 impl Agent {
@@ -136,6 +143,8 @@ impl Agent {
                 unanswered: Vec::new(),
                 care: SshdCare::default(),
                 host_keys: Vec::new(),
+                interactive: BTreeMap::new(),
+                unpublished_host_keys: Vec::new(),
             },
             host_keys: store.host_keys(),
             keys: Vec::new(),
@@ -178,6 +187,7 @@ impl Agent {
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
             removed_keys,
+            penalty_over: None,
         })
     }
 
@@ -221,6 +231,11 @@ impl Agent {
         self.restarter.due()
     }
 
+    /// When logins are to be looked at again because sshd answered nobody of this host.
+    pub fn penalty_over(&self) -> Option<tokio::time::Instant> {
+        self.penalty_over
+    }
+
     /// When the next key of the spec expires.
     pub fn next_expiry(&self) -> Option<Timestamp> {
         let now = Timestamp::now();
@@ -241,6 +256,8 @@ impl Agent {
         let logins = scopes.contains(&Scope::Logins) || scopes.contains(&Scope::KeyFiles);
         if logins {
             self.look_at_logins().await;
+            let penalised = self.seen.sshd.penalised().is_some();
+            self.penalty_over = penalised.then(|| tokio::time::Instant::now() + PENALTY_TIME);
             self.note_revoked_keys();
             self.look_at_host_keys();
         }

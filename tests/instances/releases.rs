@@ -250,6 +250,34 @@ fn looking_often_is_not_penalised(lab: &Lab, machine: &Machine) {
     });
 }
 
+/// Over IPv6 each probe comes from one address, which OpenSSH 9.8 and newer refuse when they are many.
+#[test]
+fn an_sshd_that_has_enough_of_probes_is_unknown_and_answers_again() {
+    let lab = Lab::new();
+    let with_service = Release {
+        socket: false,
+        ..TRIXIE
+    };
+    let machine = launch(&lab, &with_service);
+    machine.ok("echo 'AddressFamily inet6' > /etc/ssh/sshd_config.d/10-v6.conf; systemctl restart ssh");
+    machine.until_ready();
+    let check = eventually(SOON, "a penalty", || {
+        let output = machine.run("portcullis check --format json");
+        let report: Report = serde_json::from_str(&output.stdout).unwrap();
+        let check = report.check(CheckId::SshdReachable).unwrap().clone();
+        match check.status {
+            Status::Pass => Err(check),
+            _ => Ok(check),
+        }
+    });
+    assert_eq!(check.status, Status::Unknown, "{check:?}");
+    assert!(check.summary.contains("PerSourcePenalties"), "{check:?}");
+    // The daemon hears of it at its next look, and looks again when it is over.
+    machine.ok("touch /etc/ssh/sshd_config.d/10-v6.conf");
+    machine.until_check(CheckId::SshdReachable, Status::Unknown);
+    machine.until_ready();
+}
+
 /// systemd holds the port; sshd itself runs from the first connection on, which may be the probe's.
 fn the_socket_is_enough(machine: &Machine) {
     // `check` changes nothing, so the folder that sshd's service took with it is made here, as the daemon does.

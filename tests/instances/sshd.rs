@@ -170,6 +170,35 @@ fn hardening_turns_passwords_off_before_an_images_drop_in_and_back_on_when_it_is
     );
 }
 
+#[test]
+fn a_match_block_that_takes_passwords_of_one_of_the_users_names_that_user() {
+    let lab = Lab::new();
+    let mut machine = lab.launch();
+    // Asked first of all, and not concerned.
+    let mut key = machine.spec.authorized_keys[0].clone();
+    key.user = "root".parse().unwrap();
+    machine.push(|spec| spec.authorized_keys.push(key));
+    machine.until_ready();
+    machine.until_check(CheckId::SshdPassword, Status::Pass);
+    let block = |user: &str| {
+        machine.ok(&format!(
+            "printf 'Match User {user}\\n PasswordAuthentication yes\\n' > /etc/ssh/sshd_config.d/10-match.conf
+            systemctl reload ssh"
+        ));
+    };
+    block(USER);
+    let check = machine.until_check(CheckId::SshdPassword, Status::Warn);
+    assert!(
+        check.summary.contains(&format!("passwords of {USER},")),
+        "{check:?}"
+    );
+    assert_eq!(check.evidence["users"], serde_json::json!([USER]));
+    assert_eq!(methods(&lab, &machine, &lab.stranger()), "publickey,password");
+    // Somebody without keys from us is not ours to name.
+    block("daemon");
+    machine.until_check(CheckId::SshdPassword, Status::Pass);
+}
+
 /// With two factors of which one is the password, turning passwords off locks everybody out. sshd itself refuses
 /// a configuration where that holds for all; where it holds for one user, only the probe sees it.
 #[test]
