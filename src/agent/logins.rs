@@ -17,13 +17,13 @@ use portcullis_protocol::{Spec, UserName};
 use tracing::{info, warn};
 
 use super::login_questions::{self, Answers};
-use super::sessions::RemovedKeys;
+use super::session_keys::RemovedKeys;
 use super::state::Store;
 use crate::config::Settings;
 use crate::log::id;
 use crate::policy::key_path::KeyPlace;
 use crate::policy::key_sources::{Grant, KeyRules, Unfit, gather};
-use crate::policy::observation::{KeyState, Observed, Sshd, SshdCare, SshdConfig};
+use crate::policy::observation::{Interactive, KeyState, Observed, Sshd, SshdCare, SshdConfig};
 use crate::system::accounts::{self, Account, AccountError};
 use crate::system::key_files::ReadBack;
 use crate::system::key_place::{self, Placing};
@@ -152,10 +152,13 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
     let (handshake, keys) = login_questions::ask(&config, &logins, &mut memory.answers).await;
     let unanswered = super::sshd::unanswered(&config).await;
     let host_keys = sshd::host_keys(config.as_ref().ok());
+    let unpublished = sshd::unpublished_host_keys(config.as_ref().ok());
     let mut files: BTreeSet<PathBuf> = logins.iter().flat_map(watched).collect();
     files.extend(injected::watched(cloud_init_user));
     let configs = logins.into_iter().filter_map(|l| Some((l.user, l.config.ok()?)));
     memory.configs = configs.collect();
+    let interactive = memory.configs.iter();
+    let interactive = interactive.map(|(user, config)| (user.clone(), Interactive::of(config)));
     Seen {
         sshd: Sshd {
             units,
@@ -164,6 +167,8 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
             unanswered,
             care: SshdCare::default(),
             host_keys,
+            interactive: interactive.collect(),
+            unpublished_host_keys: unpublished,
         },
         keys,
         unfit: grants.unfit,

@@ -17,6 +17,7 @@ pub mod logins;
 pub mod neighbours;
 pub mod report;
 pub mod restart;
+pub mod session_keys;
 pub mod sessions;
 pub mod sshd;
 pub mod state;
@@ -24,9 +25,10 @@ pub mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use portcullis_protocol::{Report, Spec, UserName};
+use portcullis_protocol::{Report, Spec};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -43,9 +45,13 @@ use crate::system::systemd;
 use denied::Denied;
 use gate::guard::Guard;
 use restart::Restarter;
-use sessions::RemovedKeys;
+use session_keys::RemovedKeys;
 use sshd::Configured;
 use state::{Store, Trial};
+
+/// Penalties that sshd acts on last 15 s at least, and a probe costs 5 s (sshd_config(5),
+/// `PerSourcePenalties`): after this, one more is answered.
+const PENALTY_TIME: Duration = Duration::from_secs(20);
 
 /// What has to be looked at again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,8 +104,8 @@ pub struct Agent {
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
     removed_keys: RemovedKeys,
-    /// Users and fingerprints of the keys that let them in, at the last look.
-    current_keys: BTreeSet<(UserName, String)>,
+    /// When sshd may answer this host again.
+    penalty_over: Option<tokio::time::Instant>,
 }
 
 impl Agent {
@@ -137,6 +143,8 @@ impl Agent {
                 unanswered: Vec::new(),
                 care: SshdCare::default(),
                 host_keys: Vec::new(),
+                interactive: BTreeMap::new(),
+                unpublished_host_keys: Vec::new(),
             },
             host_keys: store.host_keys(),
             keys: Vec::new(),
@@ -147,8 +155,9 @@ impl Agent {
         };
         let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
         let denied = Denied::watch(settings.log_denied);
-        let configured = Configured::new(settings.sshd);
+        let configured = Configured::new(settings.sshd, &store);
         let restarter = Restarter::new(settings.restart_sshd);
+        let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
         let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
         let published = watch::Sender::new(Published {
@@ -177,8 +186,8 @@ impl Agent {
             deliveries: watch::Sender::default(),
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
-            removed_keys: RemovedKeys::default(),
-            current_keys: BTreeSet::new(),
+            removed_keys,
+            penalty_over: None,
         })
     }
 
@@ -222,6 +231,11 @@ impl Agent {
         self.restarter.due()
     }
 
+    /// When logins are to be looked at again because sshd answered nobody of this host.
+    pub fn penalty_over(&self) -> Option<tokio::time::Instant> {
+        self.penalty_over
+    }
+
     /// When the next key of the spec expires.
     pub fn next_expiry(&self) -> Option<Timestamp> {
         let now = Timestamp::now();
@@ -242,6 +256,8 @@ impl Agent {
         let logins = scopes.contains(&Scope::Logins) || scopes.contains(&Scope::KeyFiles);
         if logins {
             self.look_at_logins().await;
+            let penalised = self.seen.sshd.penalised().is_some();
+            self.penalty_over = penalised.then(|| tokio::time::Instant::now() + PENALTY_TIME);
             self.note_revoked_keys();
             self.look_at_host_keys();
         }

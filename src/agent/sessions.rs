@@ -1,16 +1,16 @@
 //! SSH sessions end with the key that opened them, if the setting `keys.end_sessions` says so.
 //!
-//! May not live here: how sessions are found and ended (`system::ssh_sessions`).
+//! May not live here: how sessions are found and ended (`system::ssh_sessions`), what is known of
+//! keys (`session_keys`).
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use portcullis_protocol::{PublicKey, UserName};
 use tokio::time::sleep;
 use tracing::{error, info};
 
 use super::Agent;
+use super::session_keys::RemovedKeys;
 use crate::log::id;
 use crate::system::clock;
 use crate::system::ssh_sessions::{self, Found, Revoked, Session};
@@ -21,49 +21,15 @@ const ANSWER_TIME: Duration = Duration::from_millis(300);
 /// Whom sshd let in just before the key was gone may be in its log only now.
 const SECOND_LOOK: Duration = Duration::from_millis(1200);
 
-/// Keys that were taken from users and whose sessions nobody has looked for yet.
-#[derive(Clone, Debug, Default)]
-pub struct RemovedKeys(Arc<Mutex<Vec<Revoked>>>);
-
-impl RemovedKeys {
-    /// Notes that these keys of a user are gone from the user's file, now.
-    pub fn add(&self, user: &UserName, keys: &[PublicKey]) {
-        self.push(user, keys.iter().map(PublicKey::fingerprint));
-    }
-
-    fn push(&self, user: &UserName, fingerprints: impl IntoIterator<Item = String>) {
-        let at = clock::since_boot();
-        let revoked = fingerprints.into_iter().map(|fingerprint| Revoked {
-            user: user.clone(),
-            fingerprint,
-            at,
-        });
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(revoked);
-    }
-
-    fn take(&self) -> Vec<Revoked> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 impl Agent {
-    /// Notes keys that let users in at the last call and do not now. What is in the files does not tell
-    /// alone: users may take a key out of theirs just before it is revoked, or keep it from being written.
+    /// Notes which keys let users in, and which no longer do; on disk when this returns.
     pub(super) fn note_revoked_keys(&mut self) {
         if self.spec.is_none() {
             return;
         }
         let keys = self.seen.keys.iter().map(|state| &state.grant.key);
-        let current = keys
-            .map(|key| (key.user.clone(), key.key.fingerprint()))
-            .collect();
-        let before = std::mem::replace(&mut self.current_keys, current);
-        for (user, fingerprint) in before.difference(&self.current_keys) {
-            self.removed_keys.push(user, [fingerprint.clone()]);
-        }
+        let current = keys.map(|key| (key.user.clone(), key.key.fingerprint()));
+        self.removed_keys.now_current(current.collect());
     }
 
     /// Ends the sessions of keys that are gone, in the background. To be called when an answer has been
@@ -71,12 +37,13 @@ impl Agent {
     pub fn end_sessions(&self) {
         let revoked = self.removed_keys.take();
         if self.settings.end_sessions && !revoked.is_empty() {
-            tokio::spawn(async move { end(&revoked).await });
+            let removed = self.removed_keys.clone();
+            tokio::spawn(async move { end(&revoked, &removed).await });
         }
     }
 }
 
-async fn end(revoked: &[Revoked]) {
+async fn end(revoked: &[Revoked], removed: &RemovedKeys) {
     sleep(ANSWER_TIME).await;
     // What can't be told yet may be in the log at the second look.
     if let Ok(found) = ssh_sessions::find(revoked).await {
@@ -89,7 +56,9 @@ async fn end(revoked: &[Revoked]) {
             for reason in unknown {
                 error!(MESSAGE_ID = id::SSH_SESSION_LEFT, "{reason}");
             }
+            removed.done(revoked);
         }
+        // The next start tries again.
         Err(reason) => {
             let users: BTreeSet<&str> = revoked.iter().map(|key| key.user.as_str()).collect();
             let users = Vec::from_iter(users).join(", ");

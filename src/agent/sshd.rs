@@ -11,14 +11,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::Agent;
 use super::logins::{self, Look, Memory, Mode, Seen};
+use super::state::{StateError, Store};
 use crate::log::id;
 use crate::policy::key_path::KeyPlace;
 use crate::policy::key_questions::Acceptance;
-use crate::policy::observation::{KeyState, Observed, SshdConfig};
+use crate::policy::observation::{KeyState, Observed, SshdConfig, Unit};
 use crate::policy::sshd_drop_in::{Wishes, held, text};
 use crate::system::key_place::Placing;
 use crate::system::ssh_probe;
@@ -56,11 +57,16 @@ pub struct Configured {
     homes_to_clear: bool,
     /// Whether that is being done.
     clearing: bool,
+    /// Whether the file was changed, and nobody has seen yet that logins work with it.
+    unproven: bool,
+    /// Whether a running sshd may not have read the file as it is.
+    unread: bool,
 }
 
 impl Configured {
-    /// For these wishes; nothing is looked at yet.
-    pub fn new(wishes: Wishes) -> Self {
+    /// For these wishes; nothing is looked at yet. An earlier process may have left a change half done.
+    pub fn new(wishes: Wishes, store: &Store) -> Self {
+        let unproven = store.drop_in_is_unproven();
         Self {
             wishes,
             file: DropIn::find(),
@@ -68,6 +74,8 @@ impl Configured {
             problem: None,
             homes_to_clear: wishes.keys == KeyPlace::System,
             clearing: false,
+            unproven,
+            unread: unproven,
         }
     }
 
@@ -105,9 +113,22 @@ struct Change {
 impl Agent {
     /// Puts keys and the drop-in in place and looks at logins.
     pub(super) async fn look_at_logins(&mut self) {
-        let mut seen = self.look().await;
-        match self.configured.change().await {
-            Ok(None) => self.configured.problem = None,
+        let settled = self.settle().await;
+        let mut seen = match settled {
+            Ok(true) => self.look_until(answers).await,
+            _ => self.look().await,
+        };
+        let change = match settled {
+            Ok(_) => self.configured.change().await,
+            Err(reason) => Err(reason),
+        };
+        match change {
+            Ok(None) => {
+                self.configured.problem = None;
+                if self.configured.unproven && answers(&seen).await {
+                    seen = self.prove(seen).await;
+                }
+            }
             Ok(Some(change)) => seen = self.try_change(change, seen).await,
             Err(reason) => self.configured.problem = Some(reason),
         }
@@ -115,7 +136,8 @@ impl Agent {
         if let (None, Ok(config)) = (&configured.problem, &seen.sshd.config) {
             configured.problem = held(configured.wishes, config).err();
         }
-        if configured.homes_to_clear && configured.problem.is_none() && seen.sshd.config.is_ok() {
+        let holds = configured.problem.is_none() && !configured.unproven && seen.sshd.config.is_ok();
+        if configured.homes_to_clear && holds {
             self.configured.clearing = true;
             seen = self.look_anew().await;
             self.configured.clearing = false;
@@ -182,7 +204,8 @@ impl Agent {
             KeyPlace::System => self.look_at_homes().await,
         };
         let file = self.configured.file.path().display().to_string();
-        match self.make(&change, &before).await {
+        let answered = answers(&before).await;
+        match self.make(&change, &before, answered).await {
             Ok(seen) => {
                 info!(
                     MESSAGE_ID = id::SSHD_CONFIGURED,
@@ -209,7 +232,10 @@ impl Agent {
                 self.configured.refused = Some((change, reason.clone()));
                 self.configured.problem = Some(reason);
                 // What systemd says of this does not help: the next look tells how sshd is.
-                let _ = reload(&before).await;
+                match reload(&before.sshd.units).await {
+                    Ok(told) if told || answered => self.proven(),
+                    _ => self.configured.unread = true,
+                }
                 let answers = Seen {
                     keys: Vec::new(),
                     ..before
@@ -220,11 +246,75 @@ impl Agent {
         }
     }
 
-    async fn make(&mut self, change: &Change, before: &Seen) -> Observed<Seen> {
+    async fn make(&mut self, change: &Change, before: &Seen, answered: bool) -> Observed<Seen> {
+        // First: whoever comes after a crash must know that sshd may not have read it.
+        self.store.note_unproven_drop_in().map_err(|e| e.to_string())?;
+        (self.configured.unproven, self.configured.unread) = (true, true);
         self.configured.file.put(change.new.as_deref())?;
         Sshd::find()?.test().await?;
-        reload(before).await?;
-        self.until_as_good_as(before).await.map_err(|(_, reason)| reason)
+        self.configured.unread = !reload(&before.sshd.units).await?;
+        let seen = self
+            .until_as_good_as(before)
+            .await
+            .map_err(|(_, reason)| reason)?;
+        // An sshd that did not answer before has nothing that could be compared.
+        if answered {
+            self.proven();
+        }
+        Ok(seen)
+    }
+
+    /// Forgets that the file was changed.
+    fn proven(&mut self) {
+        match self.store.forget_unproven_drop_in() {
+            Ok(()) => (self.configured.unproven, self.configured.unread) = (false, false),
+            Err(error) => {
+                warn!(MESSAGE_ID = id::DEGRADED, %error, "sshd's drop-in is judged again");
+            }
+        }
+    }
+
+    /// Has a running sshd read its files, if it may not have since the drop-in was changed: before it ran, or
+    /// by a process that was ended meanwhile. True if it did.
+    async fn settle(&mut self) -> Observed<bool> {
+        if !self.configured.unread {
+            return Ok(false);
+        }
+        let told = match reload(&systemd::sshd_units().await).await {
+            // Ours may be what it does not like: then it is tried again from the beginning.
+            Err(reason)
+                if Sshd::find()?.test().await.is_err() && self.configured.file.current()?.is_some() =>
+            {
+                self.configured.file.put(None)?;
+                return Err(reason);
+            }
+            told => told?,
+        };
+        self.configured.unread = !told;
+        Ok(told)
+    }
+
+    /// Judges a drop-in for which nothing could be compared when it was written. If keys are refused with it,
+    /// it is taken out, and put back only if that changes nothing.
+    async fn prove(&mut self, seen: Seen) -> Seen {
+        let current = self.configured.file.current().ok().flatten();
+        if current.is_none() || all_work(&seen) {
+            self.proven();
+            return seen;
+        }
+        if let Err(reason) = self.configured.file.put(None) {
+            self.configured.problem = Some(reason);
+            return seen;
+        }
+        // The look tells whether it was told.
+        let _ = reload(&seen.sshd.units).await;
+        let before = self.look_until(async |seen| all_work(seen)).await;
+        let change = Change {
+            new: current,
+            old: None,
+            others: self.configured.file.others(),
+        };
+        self.try_change(change, before).await
     }
 
     /// Looks until every login works that worked then; else what was seen last, and what does not work.
@@ -239,20 +329,78 @@ impl Agent {
             }
         }
     }
-}
 
-/// Has the active service read its configuration, and waits until it was told to. With a socket each connection
-/// has an sshd of its own, which reads it anyway.
-async fn reload(seen: &Seen) -> Observed<()> {
-    for unit in seen.sshd.units.as_deref().unwrap_or_default() {
-        if unit.active_state == "active" && unit.name.ends_with(".service") {
-            let result = systemd::run_job(Job::Reload, &unit.name).await?;
-            if result != "done" {
-                return Err(format!("{} was not reloaded: {result}", unit.name));
+    /// Looks, after sshd was told to read its files, until it is as it should be; not for longer than that takes.
+    async fn look_until(&mut self, is_so: impl AsyncFn(&Seen) -> bool) -> Seen {
+        let end = Instant::now() + RELOAD_TIME;
+        loop {
+            sleep(RELOAD_PAUSE).await;
+            let seen = self.look_anew().await;
+            if is_so(&seen).await || Instant::now() > end {
+                return seen;
             }
         }
     }
-    Ok(())
+}
+
+/// Whether sshd speaks with anybody, whatever it thinks of the users that it was asked about.
+async fn answers(seen: &Seen) -> bool {
+    let address = seen.sshd.config.as_ref().ok().and_then(SshdConfig::local_address);
+    match address {
+        _ if seen.sshd.handshake.is_ok() => true,
+        Some(address) => ssh_probe::handshake(address).await.is_ok(),
+        None => false,
+    }
+}
+
+/// Whether sshd takes all keys that are in place, as far as it can be asked.
+fn all_work(seen: &Seen) -> bool {
+    let takes = |key: &KeyState| {
+        matches!(
+            key.accepted,
+            Acceptance::Accepted | Acceptance::Inferred | Acceptance::Unaskable(_)
+        )
+    };
+    seen.keys.iter().all(|key| takes(key) || key.installed.is_err())
+}
+
+/// Has the active service read its configuration, and waits until it was told to; false if none is active. With
+/// a socket that accepts, each connection has an sshd of its own, which reads it anyway. One that only started
+/// the service keeps its port, which an sshd that is told to reload would try to take, and end: it is restarted.
+async fn reload(units: &Observed<Vec<Unit>>) -> Observed<bool> {
+    let mut told = false;
+    for unit in units.as_ref().map_err(Clone::clone)? {
+        if unit.active_state == "active" && unit.name.ends_with(".service") {
+            let (job, done) = match systemd::is_behind_socket(&unit.name).await? {
+                true => (Job::Restart, "restarted"),
+                false => (Job::Reload, "reloaded"),
+            };
+            let result = systemd::run_job(job, &unit.name).await?;
+            if result != "done" {
+                return Err(format!("{} was not {done}: {result}", unit.name));
+            }
+            told = true;
+        }
+    }
+    Ok(told)
+}
+
+const UNPROVEN_FILE: &str = "sshd-drop-in-unproven";
+
+impl Store {
+    /// Whether the drop-in was changed and nobody has seen that logins work with it. What can't be told is yes.
+    fn drop_in_is_unproven(&self) -> bool {
+        let path = self.path(UNPROVEN_FILE);
+        self.read(&path, 1).map_or(true, |bytes| bytes.is_some())
+    }
+
+    fn note_unproven_drop_in(&self) -> Result<(), StateError> {
+        self.write(UNPROVEN_FILE, b"")
+    }
+
+    fn forget_unproven_drop_in(&self) -> Result<(), StateError> {
+        self.remove(UNPROVEN_FILE)
+    }
 }
 
 /// What worked before and does not now.

@@ -195,8 +195,7 @@ impl Store {
     /// # Errors
     /// When its file can't be removed.
     pub fn forget_trial(&self) -> Result<(), StateError> {
-        let path = self.folder.join(TRIAL_FILE);
-        files::remove(&path).map_err(|error| StateError::Io { path, error })
+        self.remove(TRIAL_FILE)
     }
 
     /// Users whose key files may hold lines of ours. An unreadable list is an empty one: then a
@@ -261,6 +260,12 @@ impl Store {
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.folder()?.join(name);
         files::replace(&path, bytes, 0o600).map_err(|error| StateError::Io { path, error })
+    }
+
+    /// Removes a file of the folder, durably; one that is not there is no error.
+    pub(super) fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.folder.join(name);
+        files::remove(&path).map_err(|error| StateError::Io { path, error })
     }
 }
 

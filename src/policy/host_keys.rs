@@ -220,6 +220,8 @@ mod tests {
             unanswered: Vec::new(),
             care: Default::default(),
             host_keys: on_disk.iter().copied().map(key).collect(),
+            interactive: Default::default(),
+            unpublished_host_keys: Vec::new(),
         }
     }
 

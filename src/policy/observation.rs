@@ -3,11 +3,13 @@
 //! An observation that could not be made is an `Err` with the reason for the operator: never a
 //! default that looks like an answer.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use portcullis_protocol::UserName;
 use portcullis_protocol::report::HostKey;
 
 use super::conflicts::Comparison;
@@ -144,6 +146,25 @@ pub struct Handshake {
     pub algorithms: Observed<Algorithms>,
 }
 
+/// What a user may log in with besides a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interactive {
+    /// `passwordauthentication`.
+    pub password: bool,
+    /// `kbdinteractiveauthentication`.
+    pub keyboard: bool,
+}
+
+impl Interactive {
+    /// What a user's effective configuration says of it.
+    pub fn of(config: &SshdConfig) -> Self {
+        Self {
+            password: config.password,
+            keyboard: config.keyboard_interactive,
+        }
+    }
+}
+
 /// What was seen of sshd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sshd {
@@ -151,6 +172,9 @@ pub struct Sshd {
     pub units: Observed<Vec<Unit>>,
     /// The effective configuration.
     pub config: Observed<SshdConfig>,
+    /// For users with keys, `Match` blocks applied. Who is no user of the system, or whose configuration
+    /// could not be asked for, is missing.
+    pub interactive: BTreeMap<UserName, Interactive>,
     /// A handshake with the first configured port, over loopback.
     pub handshake: Observed<Handshake>,
     /// The local addresses of the other configured ports that did not complete a handshake, and why.
@@ -159,6 +183,24 @@ pub struct Sshd {
     pub care: SshdCare,
     /// All public host keys on disk.
     pub host_keys: Vec<HostKey>,
+    /// Files of private host keys that have no file of the public one beside them.
+    pub unpublished_host_keys: Vec<PathBuf>,
+}
+
+/// What the reason begins with where sshd answers nobody of this host's address for a while: OpenSSH 9.8 and
+/// newer do so after connections that came to nothing, as a probe does (sshd_config(5), `PerSourcePenalties`).
+pub const PENALISED: &str = "sshd refuses connections from this address for now";
+
+impl Sshd {
+    /// Why nothing can be told of sshd now, if that is for too many probes and for nothing else.
+    pub fn penalised(&self) -> Option<&str> {
+        let silent = match &self.handshake {
+            Err(reason) => vec![reason],
+            Ok(_) => self.unanswered.iter().map(|(_, reason)| reason).collect(),
+        };
+        let all = silent.iter().all(|reason| reason.starts_with(PENALISED));
+        silent.first().filter(|_| all).map(|reason| reason.as_str())
+    }
 }
 
 /// What was seen of one key.

@@ -4,8 +4,8 @@
 //!
 //! Harmless by construction: a connection offers at most [`KEYS_PER_CONNECTION`] keys (`MaxAuthTries`) and
 //! each comes from another loopback address, so that penalties for unfinished logins (`PerSourcePenalties`,
-//! OpenSSH 9.8) add up for nobody. Over IPv6 there is one loopback address only, so IPv4 goes first. It takes its
-//! leave as "portcullis login probe", which sshd logs. Callers name only users that exist, for an unknown one
+//! OpenSSH 9.8) add up for nobody. Over IPv6 there is one loopback address only, so IPv4 goes first, and being
+//! refused for a penalty is an answer of its own. It takes its leave as "portcullis login probe", which sshd logs. Callers name only users that exist, for an unknown one
 //! looks like an attack, and probe after a change, not by the clock.
 //!
 //! May not live here: which users and keys to ask for, what the answers mean.
@@ -26,7 +26,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::kexinit::{Noted, Tee, offered};
-use crate::policy::observation::{Handshake, Observed};
+use crate::policy::observation::{Handshake, Observed, PENALISED};
 
 /// Keys that one connection offers: from half of `MaxAuthTries` (6) on, OpenSSH logs each as a failure.
 pub const KEYS_PER_CONNECTION: usize = 2;
@@ -246,7 +246,7 @@ async fn read_id(stream: TcpStream) -> Observed<(String, impl AsyncRead + AsyncW
     let id = loop {
         let start = read.len();
         match reader.read_until(b'\n', &mut read).await {
-            Ok(0) => return Err("sshd closed the connection without saying who it is".to_owned()),
+            Ok(0) => return Err(closed_at_once(&read)),
             Ok(_) if read[start..].starts_with(b"SSH-") => break &read[start..],
             // Lines before the identification are allowed.
             Ok(_) => {}
@@ -265,6 +265,16 @@ async fn read_id(stream: TcpStream) -> Observed<(String, impl AsyncRead + AsyncW
     let (rest, noted) = Tee::new(reader.into_inner());
     let stream = join(std::io::Cursor::new(read).chain(rest), writer);
     Ok((id, stream, noted))
+}
+
+/// What OpenSSH says instead of its id when it drops a connection for where it comes from.
+const DROPPED: &[u8] = b"Not allowed at this time";
+
+fn closed_at_once(said: &[u8]) -> String {
+    match said.starts_with(DROPPED) {
+        true => format!("{PENALISED}: too many came to nothing (PerSourcePenalties, MaxStartups)"),
+        false => "sshd closed the connection without saying who it is".to_owned(),
+    }
 }
 
 /// Notes the host key that the server proved to have. It is not compared with anything: this is how it is

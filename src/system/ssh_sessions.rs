@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use portcullis_protocol::UserName;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::as_user::off_thread;
@@ -36,7 +36,7 @@ const GRACE: Duration = Duration::from_secs(1);
 const KILL_TIME: Duration = Duration::from_secs(3);
 
 /// A key that a user has no more.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revoked {
     /// Whose it was.
     pub user: UserName,

@@ -165,6 +165,15 @@ pub fn host_keys(config: Option<&SshdConfig>) -> Vec<HostKey> {
     keys
 }
 
+/// Files of private host keys that are there, and have no public file beside them. sshd needs none; who only
+/// reads what others may read does.
+pub fn unpublished_host_keys(config: Option<&SshdConfig>) -> Vec<PathBuf> {
+    let files = config.map_or(&[][..], |config| &config.host_key_files);
+    let is_there = |file: &Path| fs::symlink_metadata(file).is_ok();
+    let lacks = |file: &&PathBuf| is_there(file) && !is_there(&public_file(file));
+    files.iter().filter(lacks).cloned().collect()
+}
+
 fn public_file(private: &Path) -> PathBuf {
     let mut file = private.as_os_str().to_owned();
     file.push(".pub");
@@ -280,6 +289,20 @@ mod tests {
         ] {
             assert!(parse(&TESTED.replace(name, "x")).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_private_host_key_without_a_public_file_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = ["both", "private", "neither"].map(|name| folder.path().join(name));
+        for name in ["both", "both.pub", "private"] {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        let config = SshdConfig {
+            host_key_files: files.to_vec(),
+            ..SshdConfig::default()
+        };
+        assert_eq!(unpublished_host_keys(Some(&config)), [files[1].clone()]);
     }
 
     #[test]

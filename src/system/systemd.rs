@@ -83,6 +83,9 @@ trait Manager {
     /// Makes a unit read its configuration; the path of the job that does it.
     fn reload_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
 
+    /// Stops and starts a unit; the path of the job that does it.
+    fn restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+
     /// A job ended, with a result: `done`, `failed`, `timeout`, ….
     #[zbus(signal)]
     fn job_removed(&self, id: u32, job: OwnedObjectPath, unit: &str, result: &str) -> zbus::Result<()>;
@@ -97,6 +100,14 @@ trait Unit {
     /// once.
     #[zbus(property(emits_changed_signal = "false"))]
     fn state_change_timestamp_monotonic(&self) -> zbus::Result<u64>;
+
+    /// Units that start it when something happens, for example its socket.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn triggered_by(&self) -> zbus::Result<Vec<String>>;
+
+    /// `active`, `inactive`, ….
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn active_state(&self) -> zbus::Result<String>;
 }
 
 /// Asks systemd how it is, over D-Bus and through its own program.
@@ -156,6 +167,24 @@ pub async fn sshd_unit_files() -> Observed<Vec<SshdUnit>> {
     .await
 }
 
+/// Whether an active socket starts this unit: then the socket holds its ports, and not the unit itself.
+///
+/// # Errors
+/// systemd does not answer.
+pub async fn is_behind_socket(unit: &str) -> Observed<bool> {
+    answered("tell what starts a unit", async {
+        let bus = Connection::system().await?;
+        let proxy = async |name: &str| UnitProxy::builder(&bus).path(unit_path(name)).build().await;
+        for trigger in proxy(unit).await?.triggered_by().await? {
+            if trigger.ends_with(".socket") && proxy(&trigger).await?.active_state().await? == "active" {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })
+    .await
+}
+
 /// What a job of systemd is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Job {
@@ -163,9 +192,11 @@ pub enum Job {
     Start,
     /// Make it read its configuration.
     Reload,
+    /// Stop it and start it.
+    Restart,
 }
 
-/// Has systemd start or reload a unit, and waits for the job's end: its result is `done` if all went well
+/// Has systemd start, reload or restart a unit, and waits for the job's end: its result is `done` if all went well
 /// (org.freedesktop.systemd1(5), `JobRemoved`).
 ///
 /// # Errors
@@ -174,6 +205,7 @@ pub async fn run_job(job: Job, unit: &str) -> Observed<String> {
     let what = match job {
         Job::Start => format!("start {unit}"),
         Job::Reload => format!("reload {unit}"),
+        Job::Restart => format!("restart {unit}"),
     };
     answered(&what, async {
         let bus = Connection::system().await?;
@@ -184,6 +216,7 @@ pub async fn run_job(job: Job, unit: &str) -> Observed<String> {
         let path = match job {
             Job::Start => manager.start_unit(unit, "replace").await?,
             Job::Reload => manager.reload_unit(unit, "replace").await?,
+            Job::Restart => manager.restart_unit(unit, "replace").await?,
         };
         while let Some(signal) = poll_fn(|context| Pin::new(&mut ended).poll_next(context)).await {
             let signal = signal.args()?;

@@ -354,3 +354,18 @@ fn another_instance_id_starts_anew() {
         "{state}"
     );
 }
+
+/// sshd shows a key that nobody else may read: without its public file it is a stranger's.
+#[test]
+fn a_host_key_without_its_public_file_is_told_with_the_way_to_write_it() {
+    let lab = Lab::new();
+    let machine = lab.launch();
+    machine.until_check(CheckId::SshdHostKeys, Status::Pass);
+    machine.ok(&format!("rm {KEY}.pub"));
+    let check = machine.until_check(CheckId::SshdHostKeys, Status::Fail);
+    let remedy = check.remedy.unwrap();
+    let command = remedy.split('`').nth(1).unwrap();
+    assert_eq!(command, format!("ssh-keygen -y -f {KEY} > {KEY}.pub"));
+    machine.ok(command);
+    machine.until_check(CheckId::SshdHostKeys, Status::Pass);
+}

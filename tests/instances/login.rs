@@ -14,7 +14,11 @@ use crate::lab::{Lab, Machine, Run, SOON, USER, eventually, inside};
 fn known_hosts(lab: &Lab, machine: &Machine) -> std::path::PathBuf {
     let key = machine.ok("cat /etc/ssh/ssh_host_ed25519_key.pub");
     let path = lab.path("known_hosts");
-    std::fs::write(&path, format!("{} {key}\n", machine.v4())).unwrap();
+    let line = format!("{} {key}\n", machine.v4());
+    // Another ssh may be reading it.
+    if std::fs::read_to_string(&path).ok().as_deref() != Some(&line) {
+        std::fs::write(&path, line).unwrap();
+    }
     path
 }
 

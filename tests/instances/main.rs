@@ -35,4 +35,5 @@ mod releases;
 mod sessions;
 mod specs;
 mod sshd;
+mod sshd_changes;
 mod users;

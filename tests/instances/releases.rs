@@ -17,7 +17,7 @@ use crate::lab::{Lab, Machine, Run, SOON, USER, eventually};
 use crate::login::{ssh, with_password};
 
 /// A release, and the versions that make it another one.
-struct Release {
+pub struct Release {
     suite: &'static str,
     openssh: &'static str,
     systemd: &'static str,
@@ -25,21 +25,21 @@ struct Release {
     socket: bool,
 }
 
-const BULLSEYE: Release = Release {
+pub const BULLSEYE: Release = Release {
     suite: "bullseye",
     openssh: "OpenSSH_8.4",
     systemd: "systemd 247 ",
     socket: false,
 };
 
-const BOOKWORM: Release = Release {
+pub const BOOKWORM: Release = Release {
     suite: "bookworm",
     openssh: "OpenSSH_9.2",
     systemd: "systemd 252 ",
     socket: false,
 };
 
-const TRIXIE: Release = Release {
+pub const TRIXIE: Release = Release {
     suite: "trixie",
     openssh: "OpenSSH_10.0",
     systemd: "systemd 257 ",
@@ -80,7 +80,7 @@ fn logins_are_proven_on(release: &Release) {
 }
 
 /// One instance of the release, ready. Where sshd is behind a socket, the image has it so from the first boot.
-fn launch(lab: &Lab, release: &Release) -> Machine {
+pub fn launch(lab: &Lab, release: &Release) -> Machine {
     let mut request = lab.request("one", "c-1");
     request.image.suite = release.suite.into();
     if release.socket {
@@ -248,6 +248,34 @@ fn looking_often_is_not_penalised(lab: &Lab, machine: &Machine) {
             false => Ok(()),
         }
     });
+}
+
+/// Over IPv6 each probe comes from one address, which OpenSSH 9.8 and newer refuse when they are many.
+#[test]
+fn an_sshd_that_has_enough_of_probes_is_unknown_and_answers_again() {
+    let lab = Lab::new();
+    let with_service = Release {
+        socket: false,
+        ..TRIXIE
+    };
+    let machine = launch(&lab, &with_service);
+    machine.ok("echo 'AddressFamily inet6' > /etc/ssh/sshd_config.d/10-v6.conf; systemctl restart ssh");
+    machine.until_ready();
+    let check = eventually(SOON, "a penalty", || {
+        let output = machine.run("portcullis check --format json");
+        let report: Report = serde_json::from_str(&output.stdout).unwrap();
+        let check = report.check(CheckId::SshdReachable).unwrap().clone();
+        match check.status {
+            Status::Pass => Err(check),
+            _ => Ok(check),
+        }
+    });
+    assert_eq!(check.status, Status::Unknown, "{check:?}");
+    assert!(check.summary.contains("PerSourcePenalties"), "{check:?}");
+    // The daemon hears of it at its next look, and looks again when it is over.
+    machine.ok("touch /etc/ssh/sshd_config.d/10-v6.conf");
+    machine.until_check(CheckId::SshdReachable, Status::Unknown);
+    machine.until_ready();
 }
 
 /// systemd holds the port; sshd itself runs from the first connection on, which may be the probe's.

@@ -15,6 +15,7 @@ use portcullis_provision::local::Outsider;
 use crate::client::Client;
 use crate::lab::{Lab, Machine, Run, SOON, USER, eventually, host};
 use crate::login::{ssh, ssh_as};
+use crate::releases::{self, BOOKWORM, BULLSEYE, Release, TRIXIE};
 
 /// How long a session may live after its key.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -98,7 +99,11 @@ fn key(lab: &Lab, user: &str, name: &str) -> AuthorizedKey {
 
 /// An instance where each of these lets `USER` in.
 fn launch(lab: &Lab, names: &[&str], end_sessions: bool) -> Machine {
-    let mut machine = lab.launch();
+    launch_on(&BOOKWORM, lab, names, end_sessions)
+}
+
+fn launch_on(release: &Release, lab: &Lab, names: &[&str], end_sessions: bool) -> Machine {
+    let mut machine = releases::launch(lab, release);
     if end_sessions {
         machine.set("keys", "end_sessions = true");
         machine.until_ready();
@@ -146,9 +151,25 @@ fn runs(machine: &Machine, command: &str) -> bool {
 
 #[test]
 fn sessions_end_with_their_key_if_the_image_says_so_and_others_live() {
+    sessions_end_with_their_key_on(&BOOKWORM);
+}
+
+/// Its OpenSSH is the oldest.
+#[test]
+fn sessions_end_with_their_key_on_debian_11() {
+    sessions_end_with_their_key_on(&BULLSEYE);
+}
+
+/// Its OpenSSH has a program of its own for sessions.
+#[test]
+fn sessions_end_with_their_key_on_debian_13_with_sshd_behind_a_socket() {
+    sessions_end_with_their_key_on(&TRIXIE);
+}
+
+fn sessions_end_with_their_key_on(release: &Release) {
     let lab = Lab::new();
     lab.new_key("second");
-    let mut machine = launch(&lab, &["second"], false);
+    let mut machine = launch_on(release, &lab, &["second"], false);
     let stranger = lab.stranger();
     let mut first = Sessions::open(&lab, &machine, &stranger, "id");
     let mut second = Sessions::open(&lab, &machine, &stranger, "second");
@@ -370,6 +391,42 @@ fn a_certificates_session_ends_with_its_authority_and_with_no_other_that_it_name
         if lines.len() == 2 { Ok(lines) } else { Err(lines) }
     });
     assert!(lines[1].contains(&authority.fingerprint()), "{lines:?}");
+}
+
+#[test]
+fn a_daemon_that_is_killed_right_after_its_answer_ends_the_session_at_its_next_start() {
+    let lab = Lab::new();
+    lab.new_key("second");
+    let machine = launch(&lab, &["second"], true);
+    // Time enough to see that nobody else ends it.
+    machine.ok("mkdir /run/systemd/system/portcullis.service.d
+        printf '[Service]\\nRestartSec=4\\n' > /run/systemd/system/portcullis.service.d/test.conf
+        systemctl daemon-reload");
+    let stranger = lab.stranger();
+    let connect = |name: &str| Client::shell(name, &mut ssh(&lab, &machine, &stranger, &lab.path(name)));
+    let (mut second, mut first) = (connect("second"), connect("id"));
+    let spec = without(&lab, &machine, "second");
+    let killed = machine.main_pid();
+    let apply_and_kill = format!("portcullis apply --spec - && kill -KILL {killed}");
+    let applied = machine.run_with(&apply_and_kill, &spec.to_json());
+    assert!(applied.success(), "{applied:?}");
+    std::thread::sleep(AT_ONCE);
+    second.answers();
+    assert_eq!(told(&machine, SSH_SESSION_ENDED), [""; 0]);
+    second.until_ended(SOON);
+    first.answers();
+    let fingerprint = lab.public_key("second").fingerprint();
+    let lines = told(&machine, SSH_SESSION_ENDED);
+    assert!(lines.len() == 1 && lines[0].contains(&fingerprint), "{lines:?}");
+    // And then it is done, for later starts too.
+    eventually(SOON, "it is forgotten", || {
+        let kept = machine.ok("cat /var/lib/portcullis/session-keys.json");
+        if kept.contains(r#""pending":[]"#) && !kept.contains(&fingerprint) {
+            Ok(())
+        } else {
+            Err(kept)
+        }
+    });
 }
 
 #[test]

@@ -5,20 +5,21 @@
 
 use std::time::Duration;
 
+use portcullis::log::id::{SSHD_CONFIGURED, SSHD_REFUSED, SSHD_STARTED};
 use portcullis_protocol::{CheckId, Status};
 use portcullis_provision::local::Outsider;
 
 use crate::lab::{Lab, Machine, Run, SOON, USER, eventually};
 use crate::login::ssh;
 
-const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-portcullis.conf";
+pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-portcullis.conf";
 const SYSTEM: &str = "/etc/portcullis/authorized_keys.d";
 
 /// How long a change of sshd that is judged and taken back may take.
-const JUDGED: Duration = Duration::from_secs(30);
+pub const JUDGED: Duration = Duration::from_secs(30);
 
 /// The methods that a stranger is offered.
-fn methods(lab: &Lab, machine: &Machine, stranger: &Outsider) -> String {
+pub fn methods(lab: &Lab, machine: &Machine, stranger: &Outsider) -> String {
     let said = ssh(lab, machine, stranger, &lab.path("id"))
         .args([
             "-o",
@@ -35,22 +36,21 @@ fn methods(lab: &Lab, machine: &Machine, stranger: &Outsider) -> String {
     methods.trim_end().trim_end_matches(").").to_owned()
 }
 
-fn logs_in(lab: &Lab, machine: &Machine, stranger: &Outsider) -> bool {
+pub fn logs_in(lab: &Lab, machine: &Machine, stranger: &Outsider) -> bool {
     let said = ssh(lab, machine, stranger, &lab.path("id"))
         .args(["-o", "BatchMode=yes", "id -un"])
         .output_text();
     said.success() && said.stdout.trim() == USER
 }
 
-fn set(machine: &Machine, settings: &str) {
+pub fn set(machine: &Machine, settings: &str) {
     machine.ok(&format!(
         "printf '{settings}' > /etc/portcullis/conf.d/sshd.toml; systemctl restart portcullis"
     ));
 }
 
-/// Entries in the journal with one of the message ids.
-fn told(machine: &Machine, id: &str) -> usize {
-    let id = format!("5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e{id}");
+/// Entries in the journal with a message id.
+pub fn told(machine: &Machine, id: &str) -> usize {
     let lines = machine.ok(&format!("journalctl -b -o cat MESSAGE_ID={id}"));
     lines.lines().count()
 }
@@ -70,7 +70,7 @@ fn a_stopped_sshd_comes_back_once_and_not_in_a_loop() {
         check.evidence["last_restart"], "ssh.service was started",
         "{check:?}"
     );
-    assert_eq!(told(&machine, "50"), 1);
+    assert_eq!(told(&machine, SSHD_STARTED), 1);
 
     // Again at once: that may be a loop.
     machine.ok("systemctl stop ssh");
@@ -86,7 +86,7 @@ fn a_stopped_sshd_comes_back_once_and_not_in_a_loop() {
             other => Err(other.to_owned()),
         },
     );
-    assert_eq!(told(&machine, "50"), 2);
+    assert_eq!(told(&machine, SSHD_STARTED), 2);
 
     // One that is disabled is not wanted.
     machine.ok("systemctl disable --now ssh");
@@ -105,7 +105,7 @@ fn a_stopped_sshd_comes_back_once_and_not_in_a_loop() {
         }
     });
     assert_eq!(check.status, Status::Fail);
-    assert_eq!(told(&machine, "50"), 2);
+    assert_eq!(told(&machine, SSHD_STARTED), 2);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn hardening_turns_passwords_off_before_an_images_drop_in_and_back_on_when_it_is
         assert!(effective.lines().any(|l| l == line), "{line}");
     }
     assert_eq!(machine.ok(&format!("stat -c '%a %U' {DROP_IN}")), "644 root");
-    assert_eq!(told(&machine, "51"), 1);
+    assert_eq!(told(&machine, SSHD_CONFIGURED), 1);
     assert_eq!(machine.run("ls /run/portcullis/sshd").code, Some(2));
 
     // It stays so: somebody who removes the file gets it back.
@@ -168,6 +168,35 @@ fn hardening_turns_passwords_off_before_an_images_drop_in_and_back_on_when_it_is
         methods(&lab, &machine, &stranger),
         "publickey,password,keyboard-interactive"
     );
+}
+
+#[test]
+fn a_match_block_that_takes_passwords_of_one_of_the_users_names_that_user() {
+    let lab = Lab::new();
+    let mut machine = lab.launch();
+    // Asked first of all, and not concerned.
+    let mut key = machine.spec.authorized_keys[0].clone();
+    key.user = "root".parse().unwrap();
+    machine.push(|spec| spec.authorized_keys.push(key));
+    machine.until_ready();
+    machine.until_check(CheckId::SshdPassword, Status::Pass);
+    let block = |user: &str| {
+        machine.ok(&format!(
+            "printf 'Match User {user}\\n PasswordAuthentication yes\\n' > /etc/ssh/sshd_config.d/10-match.conf
+            systemctl reload ssh"
+        ));
+    };
+    block(USER);
+    let check = machine.until_check(CheckId::SshdPassword, Status::Warn);
+    assert!(
+        check.summary.contains(&format!("passwords of {USER},")),
+        "{check:?}"
+    );
+    assert_eq!(check.evidence["users"], serde_json::json!([USER]));
+    assert_eq!(methods(&lab, &machine, &lab.stranger()), "publickey,password");
+    // Somebody without keys from us is not ours to name.
+    block("daemon");
+    machine.until_check(CheckId::SshdPassword, Status::Pass);
 }
 
 /// With two factors of which one is the password, turning passwords off locks everybody out. sshd itself refuses
@@ -211,10 +240,10 @@ fn hardening_that_would_lock_somebody_out_is_taken_back() {
             .output_text();
         assert!(said.stderr.contains("Permission denied (password)"), "{said:?}");
         // And that is that, until something changes.
-        let refused = told(&machine, "52");
+        let refused = told(&machine, SSHD_REFUSED);
         machine.ok("touch /etc/ssh/sshd_config.d/01-image.conf");
         machine.status();
-        assert_eq!(told(&machine, "52"), refused);
+        assert_eq!(told(&machine, SSHD_REFUSED), refused);
     }
     // Once the cause is gone it is done.
     machine

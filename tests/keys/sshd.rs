@@ -10,7 +10,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Instant;
 
 use nix::mount::{MsFlags, mount};
-use portcullis::policy::observation::Handshake;
+use portcullis::policy::observation::{Handshake, PENALISED};
 use portcullis::policy::ssh_algorithms::{post_quantum, weak};
 use portcullis::system::accounts::{self, Account};
 use portcullis::system::key_files::{install, read_back, remove_all};
@@ -372,17 +372,22 @@ async fn no_answer_is_a_reason_and_not_a_no() {
             .is_err_and(|reason| reason.contains("can't connect"))
     );
 
-    // Somebody else listens there.
-    let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = other.local_addr().unwrap();
-    tokio::spawn(async move {
-        let (mut stream, _) = other.accept().await.unwrap();
-        tokio::io::AsyncWriteExt::write_all(&mut stream, b"220 mail\r\n")
-            .await
-            .unwrap();
-    });
-    let error = handshake(address).await.unwrap_err();
-    assert!(error.contains("without saying who it is"), "{error}");
+    // Somebody else listens there, or an sshd that does not want to hear of us for a while.
+    for (said, expected) in [
+        ("220 mail\r\n", "without saying who it is"),
+        ("Not allowed at this time\r\n", PENALISED),
+    ] {
+        let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = other.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = other.accept().await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut stream, said.as_bytes())
+                .await
+                .unwrap();
+        });
+        let error = handshake(address).await.unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 /// Not a benchmark: tells in the log what an observation costs, and fails if it is out of all proportion.

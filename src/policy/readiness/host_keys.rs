@@ -2,6 +2,8 @@
 //!
 //! May not live here: comparing them (`policy::host_keys`).
 
+use std::path::PathBuf;
+
 use portcullis_protocol::{Spec, Status};
 use serde_json::{Value, json};
 
@@ -21,7 +23,7 @@ pub fn host_keys(spec: Option<&Spec>, seen: &Observations) -> Finding {
             "{} host keys, and the one that sshd shows, are those that were first seen for this instance",
             sshd.host_keys.len()
         )),
-        Comparison::Changed(change) => changed(&change),
+        Comparison::Changed(change) => changed(&change, &sshd.unpublished_host_keys),
         Comparison::NotYet(reason) => Finding::new(
             Status::Unknown,
             format!("no host keys are remembered for this instance yet: {reason}"),
@@ -55,7 +57,7 @@ pub fn host_keys(spec: Option<&Spec>, seen: &Observations) -> Finding {
     }
 }
 
-fn changed(change: &Change) -> Finding {
+fn changed(change: &Change, unpublished: &[PathBuf]) -> Finding {
     let list = |keys: &[String]| match keys {
         [] => "none".to_owned(),
         keys => keys.join(", "),
@@ -74,7 +76,20 @@ fn changed(change: &Change) -> Finding {
             list(&change.new)
         ),
     };
-    Finding::fail(summary, REMEDY)
+    // One that is known by its private file alone can't be compared, and looks like somebody else's.
+    let publish: Vec<String> = unpublished
+        .iter()
+        .map(|file| file.display())
+        .map(|file| format!("`ssh-keygen -y -f {file} > {file}.pub`"))
+        .collect();
+    let remedy = match publish.as_slice() {
+        [] => REMEDY.to_owned(),
+        commands => format!(
+            "there is no public file of a host key, so write it first: {}; {REMEDY}",
+            commands.join(", ")
+        ),
+    };
+    Finding::fail(summary, remedy)
         .with("old", change.old.clone())
         .with("new", change.new.clone())
         .with("not_on_disk", change.stray.clone())

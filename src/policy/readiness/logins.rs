@@ -8,7 +8,7 @@ use portcullis_protocol::Status;
 use serde_json::json;
 
 use super::Finding;
-use crate::policy::observation::{Handshake, Observed, Sshd};
+use crate::policy::observation::{Handshake, Interactive, Observed, Sshd};
 
 pub fn systemd_running(state: &Observed<String>) -> Finding {
     match state.as_deref() {
@@ -73,6 +73,13 @@ fn restarts(finding: Finding, sshd: &Sshd) -> Finding {
 
 pub fn sshd_reachable(sshd: &Sshd) -> Finding {
     let remedy = "look at `journalctl -u ssh -u sshd` and at `sshd -t`";
+    if let Some(reason) = sshd.penalised() {
+        let summary = format!("whether sshd can be reached can't be told now: {reason}");
+        return Finding::new(Status::Unknown, summary).remedy(
+            "wait, it is looked at again by itself; so that it does not come again, let sshd listen on \
+             127.0.0.1 too, or write `PerSourcePenaltyExemptList ::1` into a drop-in of /etc/ssh/sshd_config.d/",
+        );
+    }
     match &sshd.handshake {
         Ok(_) if !sshd.unanswered.is_empty() => {
             let (address, reason) = &sshd.unanswered[0];
@@ -137,12 +144,16 @@ pub fn sshd_password(sshd: &Sshd) -> Finding {
         Ok(config) if config.keyboard_interactive => {
             Finding::warn("sshd accepts keyboard-interactive logins", remedy)
         }
-        Ok(_) => match ["password", "keyboard-interactive"].into_iter().find(offered) {
-            Some(method) => Finding::warn(
+        Ok(_) => match (
+            let_in_by_match(sshd),
+            ["password", "keyboard-interactive"].into_iter().find(offered),
+        ) {
+            (Some(finding), _) => finding,
+            (None, Some(method)) => Finding::warn(
                 format!("sshd offers {method}, which a Match block allows"),
                 "look at `sshd -T -C user=USER,host=localhost,addr=127.0.0.1` for the spec's users",
             ),
-            None => Finding::pass("sshd accepts neither passwords nor keyboard-interactive logins"),
+            (None, None) => Finding::pass("sshd accepts neither passwords nor keyboard-interactive logins"),
         },
         Err(reason) => Finding::new(
             Status::Unknown,
@@ -150,6 +161,38 @@ pub fn sshd_password(sshd: &Sshd) -> Finding {
         ),
     };
     drop_in(finding, sshd)
+}
+
+/// How many users a summary names; all of them are in the evidence.
+const NAMED: usize = 3;
+
+/// Names the users with keys for whom a `Match` block allows what the configuration for all does not.
+fn let_in_by_match(sshd: &Sshd) -> Option<Finding> {
+    type Allows = fn(&Interactive) -> bool;
+    let ways: [(&str, &str, Allows); 2] = [
+        ("PasswordAuthentication", "passwords", |user| user.password),
+        (
+            "KbdInteractiveAuthentication",
+            "keyboard-interactive logins",
+            |user| user.keyboard,
+        ),
+    ];
+    ways.into_iter().find_map(|(option, what, allows)| {
+        let users = sshd.interactive.iter().filter(|(_, user)| allows(user));
+        let users: Vec<&str> = users.map(|(user, _)| user.as_str()).collect();
+        let first = users.first()?;
+        let named = users.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+        let more = match users.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let remedy = format!(
+            "set `{option} no` in the Match block; `sshd -T -C user={first},host=localhost,addr=127.0.0.1` \
+             shows what holds"
+        );
+        let summary = format!("sshd accepts {what} of {named}{more}, which a Match block allows");
+        Some(Finding::warn(summary, remedy).with("users", users))
+    })
 }
 
 /// A drop-in that the settings ask for and sshd does not have is worth a warning, whatever else there is.

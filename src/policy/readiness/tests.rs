@@ -6,7 +6,9 @@ use crate::policy::firewall::{Inputs, ruleset};
 use crate::policy::host_keys::first_seen;
 use crate::policy::key_questions::Acceptance;
 use crate::policy::key_sources::{Grant, KeySource, Unfit};
-use crate::policy::observation::{Algorithms, Gate, KeyState, Sshd, SshdConfig, Systemd, Tls, Unit};
+use crate::policy::observation::{
+    Algorithms, Gate, Interactive, KeyState, PENALISED, Sshd, SshdConfig, Systemd, Tls, Unit,
+};
 use crate::policy::ruleset::{Ruleset, Verdict};
 use portcullis_protocol::report::HostKey;
 use std::sync::Arc;
@@ -60,6 +62,7 @@ fn world() -> (Spec, Observations) {
                 authorized_keys_files: vec![".ssh/authorized_keys".into()],
                 ..SshdConfig::default()
             }),
+            interactive: Default::default(),
             handshake: Ok(crate::policy::observation::Handshake {
                 port: 22,
                 server_id: "SSH-2.0-x".into(),
@@ -73,6 +76,7 @@ fn world() -> (Spec, Observations) {
             unanswered: vec![],
             care: Default::default(),
             host_keys,
+            unpublished_host_keys: vec![],
         },
         host_keys: Ok(None),
         keys,
@@ -235,6 +239,87 @@ fn passwords_warn_and_do_not_block() {
 }
 
 #[test]
+fn users_whom_a_match_block_lets_in_without_a_key_are_named() {
+    let (spec, mut seen) = world();
+    let find = |seen: &Observations| {
+        assert!(failing(Some(&spec), seen).is_empty());
+        let checks = checks(Some(&spec), seen, &[], Timestamp::UNIX_EPOCH);
+        checks
+            .into_iter()
+            .find(|c| c.id == CheckId::SshdPassword)
+            .unwrap()
+    };
+    for user in ["alice", "bob", "carol", "dave", "eve"] {
+        let none = Interactive::default();
+        seen.sshd.interactive.insert(user.parse().unwrap(), none);
+    }
+    assert_eq!(find(&seen).status, Status::Pass);
+    let allow = |seen: &mut Observations, user: &str, password| {
+        let allowed = Interactive {
+            password,
+            keyboard: true,
+        };
+        seen.sshd.interactive.insert(user.parse().unwrap(), allowed);
+    };
+    allow(&mut seen, "carol", false);
+    let check = find(&seen);
+    assert_eq!(check.status, Status::Warn);
+    let expected = "sshd accepts keyboard-interactive logins of carol, which a Match block allows";
+    assert_eq!(check.summary, expected);
+    assert!(check.remedy.unwrap().contains("-C user=carol,"));
+    for user in ["bob", "carol", "dave", "eve"] {
+        allow(&mut seen, user, true);
+    }
+    let check = find(&seen);
+    assert!(
+        check
+            .summary
+            .contains("passwords of bob, carol, dave and 1 more,"),
+        "{check:?}"
+    );
+    assert_eq!(
+        check.evidence["users"],
+        serde_json::json!(["bob", "carol", "dave", "eve"])
+    );
+    // What holds for all is said of all.
+    seen.sshd.config.as_mut().unwrap().password = true;
+    assert_eq!(find(&seen).summary, "sshd accepts passwords");
+}
+
+#[test]
+fn sshd_that_refuses_this_host_for_its_probes_is_unknown_and_not_failed() {
+    let (spec, mut seen) = world();
+    let find = |seen: &Observations| {
+        let checks = checks(Some(&spec), seen, &[], Timestamp::UNIX_EPOCH);
+        checks
+            .into_iter()
+            .find(|c| c.id == CheckId::SshdReachable)
+            .unwrap()
+    };
+    let penalised = format!("{PENALISED}: too many");
+    let port = |port: u16| (std::net::Ipv6Addr::LOCALHOST, port).into();
+    seen.sshd.unanswered = vec![(port(2222), penalised.clone())];
+    let check = find(&seen);
+    assert!(
+        check.status == Status::Unknown && check.summary.contains("too many"),
+        "{check:?}"
+    );
+    assert!(check.blocks_readiness());
+    seen.sshd.unanswered.push((port(2223), "refused".into()));
+    assert_eq!(
+        find(&seen).status,
+        Status::Fail,
+        "one port is silent for another reason"
+    );
+    seen.sshd.unanswered.clear();
+    seen.sshd.handshake = Err(penalised);
+    let check = find(&seen);
+    assert!(check.status == Status::Unknown && check.remedy.unwrap().contains("::1"));
+    seen.sshd.handshake = Err("refused".into());
+    assert_eq!(find(&seen).status, Status::Fail);
+}
+
+#[test]
 fn weak_algorithms_warn_with_what_to_write_and_do_not_block() {
     let (spec, mut seen) = world();
     let find = |seen: &Observations| {
@@ -317,6 +402,13 @@ fn changed_host_keys_are_told_and_do_not_block() {
     assert_eq!(check.evidence["new"], serde_json::json!(["ssh-ed25519 SHA256:y"]));
     // sshd still shows the old one.
     assert_eq!(check.evidence["not_on_disk"], "ssh-ed25519 SHA256:x");
+    assert!(!check.remedy.unwrap().contains("ssh-keygen"));
+    seen.sshd.unpublished_host_keys = vec!["/etc/ssh/k".into()];
+    let remedy = host_keys(&seen).remedy.unwrap();
+    assert!(
+        remedy.contains("`ssh-keygen -y -f /etc/ssh/k > /etc/ssh/k.pub`"),
+        "{remedy}"
+    );
     seen.host_keys = Err("damaged".into());
     assert_eq!(host_keys(&seen).status, Status::Unknown);
 }
