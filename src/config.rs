@@ -301,6 +301,16 @@ pub fn duration(text: &str) -> Option<Duration> {
     duration.try_into().ok()
 }
 
+/// For how long a change is on trial: long enough to log in, and it must end.
+///
+/// # Errors
+/// What is expected instead.
+pub fn trial_time(text: &str) -> Result<Duration, String> {
+    duration(text)
+        .filter(|time| (5..=86_400).contains(&time.as_secs()))
+        .ok_or_else(|| "a time from 5 s to 24 h is expected, like \"60s\" or \"5m\"".to_owned())
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
     duration(text)
         .filter(|duration| *duration >= Duration::from_secs(1))

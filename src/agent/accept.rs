@@ -30,6 +30,34 @@ pub struct Terms {
     pub confirm: Option<Duration>,
     /// It may cut off whoever asks for it.
     pub force: bool,
+    /// It was asked for by the control plane, over the API.
+    pub remote: bool,
+    /// The generation that the accepted spec must still have.
+    pub if_generation: Option<u64>,
+}
+
+impl Terms {
+    /// Where a change comes from, for the journal. `command` is what a local caller used.
+    pub fn source(self, command: &'static str) -> &'static str {
+        match self.remote {
+            true => "control plane",
+            false => command,
+        }
+    }
+
+    /// How to make a change that could cut the caller off.
+    fn way_out(self) -> &'static str {
+        match self.remote {
+            true => {
+                "make it with ?confirm=60s (portcullisctl: --confirm 60s), which takes it back unless it is \
+                 confirmed over a new connection, or with ?force=true (--force)"
+            }
+            false => {
+                "apply it with --confirm 60s, which takes it back unless you confirm it over a new connection, \
+                 or with --force"
+            }
+        }
+    }
 }
 
 impl Agent {
@@ -81,6 +109,7 @@ impl Agent {
         if self.spec.as_deref() == Some(&spec) {
             return Ok(false);
         }
+        self.check_generation(terms)?;
         self.check_acceptable(&spec, terms)?;
         let tls = self
             .identity
@@ -92,7 +121,7 @@ impl Agent {
             Some(trial) => self.store.save_trial(trial),
             None => self.store.save_spec(&spec),
         };
-        saved.map_err(|error| (Refusal::Failed, error.to_string()))?;
+        saved.map_err(StateError::refused)?;
         let gate = self.guard.enforce(Some(spec.clone())).await;
         if let Err(reason) = &gate.applied {
             let reason = reason.clone();
@@ -132,13 +161,25 @@ impl Agent {
         Ok(true)
     }
 
+    /// Refuses a change by a caller who knows another spec than the accepted one.
+    pub(super) fn check_generation(&self, terms: Terms) -> Result<(), Refused> {
+        let accepted = self.spec.as_ref().map_or(0, |spec| spec.generation.get());
+        match terms.if_generation {
+            Some(known) if known != accepted => {
+                let reason = format!("generation {accepted} holds, not the one that the change is for");
+                Err((Refusal::OtherGeneration, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn check_acceptable(&self, spec: &Spec, terms: Terms) -> Result<(), Refused> {
         if let Some(trial) = &self.trial {
             let reason = format!(
                 "generation {} awaits confirmation until {}: confirm it, or wait until it is given up",
                 trial.spec.generation, trial.until
             );
-            return Err((Refusal::Failed, reason));
+            return Err((Refusal::Superseded, reason));
         }
         for (at, key) in spec.authorized_keys.iter().enumerate() {
             let fits = key.key.check_size(self.settings.min_rsa_bits);
@@ -153,7 +194,7 @@ impl Agent {
                 "generation: {} is not above the accepted {}: only a higher one replaces it",
                 spec.generation, accepted.generation
             );
-            return Err((Refusal::Failed, reason));
+            return Err((Refusal::Superseded, reason));
         }
         let ports = self
             .seen
@@ -166,11 +207,11 @@ impl Agent {
             return Ok(());
         }
         let reason = format!(
-            "this could cut you off: {}; apply it with --confirm 60s, which takes it back unless you \
-             confirm it over a new connection, or with --force",
-            dangers.join("; ")
+            "this could cut you off: {}; {}",
+            dangers.join("; "),
+            terms.way_out()
         );
-        Err((Refusal::BadInput, reason))
+        Err((Refusal::Dangerous, reason))
     }
 
     /// When the spec on trial is given up.
@@ -194,7 +235,7 @@ impl Agent {
                 None => "no change does".to_owned(),
             };
             let reason = format!("generation {generation} does not await confirmation; {waiting}");
-            return Err((Refusal::Failed, reason));
+            return Err((Refusal::Superseded, reason));
         };
         let session = match caller {
             Caller::Local(process) => process.and_then(callers::ssh_session_start),
@@ -203,10 +244,9 @@ impl Agent {
         if session.is_some_and(|began| began < trial.began) {
             let reason = "this session is older than the change, so it does not show that a new one works: \
                           connect anew and confirm there";
-            return Err((Refusal::Failed, reason.to_owned()));
+            return Err((Refusal::Superseded, reason.to_owned()));
         }
-        let failed = |error: StateError| (Refusal::Failed, error.to_string());
-        self.store.save_spec(&trial.spec).map_err(failed)?;
+        self.store.save_spec(&trial.spec).map_err(StateError::refused)?;
         // A trial of a generation that is accepted is over, should it stay on disk.
         let _ = self.store.forget_trial();
         (self.trial, self.before_trial) = (None, None);

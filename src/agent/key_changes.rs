@@ -2,6 +2,7 @@
 //!
 //! May not live here: which keys hold (`policy::key_sources`), putting them in place (`logins`).
 
+use jiff::Timestamp;
 use portcullis_protocol::control::Refusal;
 use portcullis_protocol::{AuthorizedKey, Spec};
 use tracing::info;
@@ -13,14 +14,17 @@ use crate::log::id;
 
 impl Agent {
     /// Adds a key to the spec. A key that was revoked here is named on purpose now.
-    pub(super) async fn add_key(&mut self, key: AuthorizedKey) -> Result<bool, Refused> {
+    pub(super) async fn add_key(&mut self, key: AuthorizedKey, terms: Terms) -> Result<bool, Refused> {
+        if key.expires.is_some_and(|end| end <= Timestamp::now()) {
+            return Err((Refusal::BadInput, "expires: that time is over".to_owned()));
+        }
         let fingerprint = key.key.fingerprint();
         let changed = self
-            .change_spec("keys add", |spec| add(spec, key), Terms::default())
+            .change_spec(terms.source("keys add"), |spec| add(spec, key), terms)
             .await?;
-        let mut revoked = self.store.revoked().map_err(failed)?;
+        let mut revoked = self.store.revoked().map_err(StateError::refused)?;
         if revoked.remove(&fingerprint) {
-            self.store.save_revoked(&revoked).map_err(failed)?;
+            self.store.save_revoked(&revoked).map_err(StateError::refused)?;
         }
         Ok(changed)
     }
@@ -41,19 +45,21 @@ impl Agent {
             .keys
             .iter()
             .any(|k| k.grant.key.key.fingerprint() == fingerprint);
+        self.check_generation(terms)?;
         if !named && !held {
             return Err(self.unknown_key(&fingerprint));
         }
-        let before = self.store.revoked().map_err(failed)?;
+        let before = self.store.revoked().map_err(StateError::refused)?;
         let mut revoked = before.clone();
         // First: a crash in between must not leave another source to bring it back.
         if revoked.insert(fingerprint.clone()) {
-            self.store.save_revoked(&revoked).map_err(failed)?;
+            self.store.save_revoked(&revoked).map_err(StateError::refused)?;
         }
         if !named {
             info!(
                 MESSAGE_ID = id::SPEC_ACCEPTED,
                 FINGERPRINT = fingerprint,
+                SOURCE = terms.source("keys revoke"),
                 "a key that is not the spec's was revoked: {fingerprint}"
             );
             self.reconcile(&[Scope::KeyFiles].into()).await;
@@ -64,9 +70,9 @@ impl Agent {
                 .retain(|key| key.key.fingerprint() != fingerprint);
             Ok(true)
         };
-        let result = self.change_spec("keys revoke", change, terms).await;
+        let result = self.change_spec(terms.source("keys revoke"), change, terms).await;
         if result.is_err() {
-            self.store.save_revoked(&before).map_err(failed)?;
+            self.store.save_revoked(&before).map_err(StateError::refused)?;
         }
         result
     }
@@ -80,7 +86,7 @@ impl Agent {
             "no source names a key {fingerprint:?}; the keys are: {} (a user's own lines: `portcullis keys audit`)",
             known.join(", ")
         );
-        (Refusal::BadInput, reason)
+        (Refusal::NotFound, reason)
     }
 }
 
@@ -95,14 +101,10 @@ fn add(spec: &mut Spec, key: AuthorizedKey) -> Result<bool, Refused> {
                 old.user,
                 old.key.fingerprint()
             );
-            return Err((Refusal::BadInput, reason));
+            return Err((Refusal::Conflict, reason));
         }
         None => spec.authorized_keys.push(key),
     }
     spec.check().map_err(|e| (Refusal::BadInput, e.to_string()))?;
     Ok(true)
-}
-
-fn failed(error: StateError) -> Refused {
-    (Refusal::Failed, error.to_string())
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use portcullis_protocol::control::Refusal;
 use portcullis_protocol::spec::MAX_SPEC_BYTES;
 use portcullis_protocol::{Spec, UserName};
 
@@ -82,6 +83,18 @@ pub enum StateError {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl StateError {
+    /// It as a reason to refuse a change.
+    pub fn refused(self) -> (Refusal, String) {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        let kind = match &self {
+            Self::Io { error, .. } if full.contains(&error.kind()) => Refusal::StorageFull,
+            _ => Refusal::Failed,
+        };
+        (kind, self.to_string())
+    }
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -305,6 +318,17 @@ mod tests {
         fs::write(folder.path().join(REVOKED_FILE), "[").unwrap();
         let error = store.revoked().unwrap_err().to_string();
         assert!(error.contains("revoked-keys.json: damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        let refused = |kind: io::ErrorKind| {
+            let (path, error) = (PathBuf::from("/x"), kind.into());
+            StateError::Io { path, error }.refused().0
+        };
+        assert_eq!(refused(io::ErrorKind::StorageFull), Refusal::StorageFull);
+        assert_eq!(refused(io::ErrorKind::QuotaExceeded), Refusal::StorageFull);
+        assert_eq!(refused(io::ErrorKind::ReadOnlyFilesystem), Refusal::Failed);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::status::{ask, unexpected};
 use super::{Failure, Format, Global, SpecArgument, print, print_json, read_spec, require_root, runtime};
-use crate::config::duration;
+use crate::config::trial_time;
 
 #[derive(Args, Debug)]
 pub struct ApplyArguments {
@@ -27,13 +27,6 @@ pub struct TermsArguments {
     /// Make the change even if it could cut you off.
     #[arg(long)]
     force: bool,
-}
-
-/// A trial has to be long enough to log in, and must end.
-fn trial_time(text: &str) -> Result<Duration, String> {
-    duration(text)
-        .filter(|time| (5..=86_400).contains(&time.as_secs()))
-        .ok_or_else(|| "a time from 5 s to 24 h is expected, like \"60s\" or \"5m\"".to_owned())
 }
 
 impl TermsArguments {

@@ -65,7 +65,7 @@ pub async fn ask(socket: &Path, request: &Request) -> Result<Answer, Failure> {
     })?;
     match answer {
         Answer::Refused {
-            kind: Refusal::BadInput,
+            kind: Refusal::BadInput | Refusal::NotFound | Refusal::Conflict | Refusal::Dangerous,
             message,
         } => Err(Failure::BadInput(message)),
         Answer::Refused {
@@ -73,7 +73,7 @@ pub async fn ask(socket: &Path, request: &Request) -> Result<Answer, Failure> {
             message,
         } => Err(Failure::NotPermitted(message)),
         Answer::Refused {
-            kind: Refusal::Failed,
+            kind: Refusal::Failed | Refusal::Superseded | Refusal::OtherGeneration | Refusal::StorageFull,
             message,
         } => Err(Failure::Failed(message)),
         answer => Ok(answer),

@@ -1,5 +1,5 @@
 //! The HTTPS endpoint: `/livez`, `/readyz`, `/v1/identity` for whoever the gate lets reach it,
-//! `/v1/health` and `/v1/confirm` for callers with a certificate of the control plane's authority.
+//! `/v1/health` and changes (`changes`) for callers with a certificate of the control plane's authority.
 //!
 //! Strangers can talk to this: every connection has limits on time, size and number.
 //! May not live here: changing the instance; the agent is asked to.
@@ -9,26 +9,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Extension, Path, Query, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{Extension, Query, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use portcullis_protocol::control::{Answer, Request};
 use portcullis_protocol::{Report, Secret};
 use rustls::ServerConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
-use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::agent::control::{Call, Caller as Asker};
+use super::changes;
+use super::problem::Problem;
+use crate::agent::control::Call;
 use crate::identity::TlsIdentity;
 use crate::policy::observation::{Observed, Tls};
 use crate::system::clock;
@@ -55,7 +55,7 @@ pub struct Published {
 
 /// Who calls, as far as TLS proved it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Caller {
+pub(super) enum Caller {
     /// Anybody that the gate lets through.
     Anybody,
     /// The holder of a certificate of the control plane's authority.
@@ -65,11 +65,13 @@ enum Caller {
     },
 }
 
+/// What handlers share.
 #[derive(Clone)]
-struct Shared {
+pub(super) struct Shared {
     published: watch::Receiver<Published>,
     identity: Arc<TlsIdentity>,
-    agent: mpsc::Sender<Call>,
+    /// Where the agent is asked.
+    pub(super) agent: mpsc::Sender<Call>,
 }
 
 /// Binds the endpoint's port; IPv4 only where the kernel has no IPv6.
@@ -151,10 +153,10 @@ fn router(shared: Shared) -> Router {
         .route("/readyz", get(readyz))
         .route("/v1/health", get(health))
         .route("/v1/identity", get(identity))
-        .route("/v1/confirm/{generation}", post(confirm))
-        .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is nothing at this path") })
+        .merge(changes::routes())
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
-            problem(
+            Problem::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "this path does not know that method",
             )
@@ -191,47 +193,17 @@ async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) 
 
 async fn health(State(shared): State<Shared>, Extension(caller): Extension<Caller>) -> Response {
     if caller == Caller::Anybody {
-        return not_the_control_plane();
+        return Problem::not_the_control_plane().into_response();
     }
     let report = shared.published.borrow().report.clone();
     match report {
         Some(report) => Json(&*report).into_response(),
-        None => problem(
+        None => Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "the first report is not there yet",
-        ),
+        )
+        .into_response(),
     }
-}
-
-/// Keeps the spec on trial: that this call came shows that the control plane still gets in, provided that
-/// its connection is newer than the change.
-async fn confirm(
-    State(shared): State<Shared>,
-    Extension(caller): Extension<Caller>,
-    Path(generation): Path<String>,
-) -> Response {
-    let Caller::ControlPlane { since } = caller else {
-        return not_the_control_plane();
-    };
-    let Ok(generation) = generation.parse() else {
-        return problem(StatusCode::BAD_REQUEST, "a generation is a number");
-    };
-    let (sender, answer) = oneshot::channel();
-    let call = (Request::Confirm { generation }, Asker::Remote { since }, sender);
-    let sent = shared.agent.send(call).await.is_ok();
-    match answer.await {
-        Ok(Answer::Applied { generation, .. }) => Json(json!({"generation": generation})).into_response(),
-        Ok(Answer::Refused { message, .. }) => problem(StatusCode::CONFLICT, &message),
-        _ if sent => problem(StatusCode::INTERNAL_SERVER_ERROR, "there was no answer"),
-        _ => problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping"),
-    }
-}
-
-fn not_the_control_plane() -> Response {
-    problem(
-        StatusCode::FORBIDDEN,
-        "a client certificate of the control plane is needed",
-    )
 }
 
 #[derive(Deserialize)]
@@ -245,10 +217,11 @@ async fn identity(
 ) -> Response {
     let nonce = query.map(|Query(query)| query.nonce).unwrap_or_default();
     if !(16..=128).contains(&nonce.len()) || !nonce.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return problem(
+        return Problem::new(
             StatusCode::BAD_REQUEST,
             "?nonce= takes 16 to 128 hex digits of your choice",
-        );
+        )
+        .into_response();
     }
     let published = shared.published.borrow().clone();
     match (&published.report, &published.token) {
@@ -259,17 +232,8 @@ async fn identity(
             token,
         ))
         .into_response(),
-        _ => problem(StatusCode::NOT_FOUND, "no enrolment token is known"),
+        _ => Problem::new(StatusCode::NOT_FOUND, "no enrolment token is known").into_response(),
     }
-}
-
-/// RFC 9457.
-fn problem(status: StatusCode, detail: &str) -> Response {
-    let body = json!({"status": status.as_u16(), "title": status.canonical_reason(), "detail": detail});
-    let mut response = (status, body.to_string()).into_response();
-    let kind = HeaderValue::from_static("application/problem+json");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
 }
 
 /// Connects to our own endpoint and says what was negotiated; only our own certificate is accepted.

@@ -19,13 +19,14 @@ use Reached::{Filtered, Open};
 
 /// What curl got: the HTTP status, the content type, the body.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
-    kind: String,
-    body: String,
+pub struct Answer {
+    pub status: u16,
+    pub kind: String,
+    pub body: String,
 }
 
-fn curl(namespace: &Path, machine: &Machine, path: &str, options: &[&str]) -> Result<Answer, Output> {
+/// Asks an instance's endpoint, whatever certificate it shows.
+pub fn curl(namespace: &Path, machine: &Machine, path: &str, options: &[&str]) -> Result<Answer, Output> {
     let mut command = inside(namespace, "curl");
     command
         .args(["-sSk", "--max-time", "8", "-w", "\n%{http_code} %{content_type}"])
@@ -45,14 +46,15 @@ fn curl(namespace: &Path, machine: &Machine, path: &str, options: &[&str]) -> Re
 }
 
 /// A client certificate in files, as curl wants it.
-fn files(lab: &Lab, name: &str, certificate: &ClientCertificate) -> [PathBuf; 2] {
+pub fn files(lab: &Lab, name: &str, certificate: &ClientCertificate) -> [PathBuf; 2] {
     let files = [lab.path(&format!("{name}.pem")), lab.path(&format!("{name}.key"))];
     std::fs::write(&files[0], &certificate.certificate_pem).unwrap();
     std::fs::write(&files[1], &certificate.key_pem).unwrap();
     files
 }
 
-fn with_certificate(files: &[PathBuf; 2]) -> [&str; 4] {
+/// curl's options for it.
+pub fn with_certificate(files: &[PathBuf; 2]) -> [&str; 4] {
     [
         "--cert",
         files[0].to_str().unwrap(),

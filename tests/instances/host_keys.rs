@@ -23,7 +23,7 @@ const TRUSTED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e32";
 const ALERT_TIME: Duration = Duration::from_secs(3);
 
 /// `portcullisctl`, as the package's build made it.
-fn portcullisctl(lab: &Lab, arguments: &[&str]) -> Command {
+pub fn portcullisctl(lab: &Lab, arguments: &[&str]) -> Command {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/portcullisctl");
     let named = std::env::var_os("PORTCULLIS_TEST_CTL").map_or(built, PathBuf::from);
     assert!(named.is_file(), "no {}: run `make deb`", named.display());

@@ -14,6 +14,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod api;
+mod api_commands;
+mod api_refusals;
 mod boot;
 mod changes;
 mod client;

@@ -8,12 +8,12 @@ use jiff::Timestamp;
 
 use crate::denied::DeniedSample;
 use crate::report::HostKey;
-use crate::{AuthorizedKey, FirewallRule, Report, Spec};
+use crate::{AuthorizedKey, FirewallRule, Peer, Report, Spec};
 
 /// Longest line on the socket, in bytes: a whole spec fits.
 pub const MAX_LINE: usize = crate::spec::MAX_SPEC_BYTES + 4096;
 
-/// What a local caller asks the daemon.
+/// What a caller asks the daemon: a local one over the socket, or the control plane over HTTPS.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
@@ -74,6 +74,31 @@ pub enum Request {
         /// As in `Apply`.
         #[serde(default)]
         force: bool,
+    },
+    /// Let a peer of the cluster in, as the next generation; one of that name gets these addresses instead
+    /// of those that it had.
+    AddPeer {
+        /// The peer.
+        peer: Peer,
+    },
+    /// Let a peer in no longer, as the next generation.
+    RevokePeer {
+        /// The peer's instance.
+        instance: String,
+        /// As in `Apply`.
+        #[serde(default)]
+        confirm_s: Option<u64>,
+        /// As in `Apply`.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Make a change only if the accepted spec still is the one that the caller knows. A change that is
+    /// made already is no error (RFC 9110 section 13.1.1).
+    IfGeneration {
+        /// The generation that the caller knows.
+        generation: u64,
+        /// The change.
+        change: Box<Request>,
     },
     /// Take sshd's host keys as they are now for this instance's own.
     TrustHostKeys,
@@ -140,7 +165,19 @@ pub enum Refusal {
     BadInput,
     /// The caller may not (exit code 3).
     NotPermitted,
-    /// It could not be done: a stale generation, a full disk (exit code 1).
+    /// What it is about is not there (exit code 2).
+    NotFound,
+    /// Something else of that name is there already (exit code 2).
+    Conflict,
+    /// It could cut the caller off, and was asked for neither on trial nor by force (exit code 2).
+    Dangerous,
+    /// Not now: another change awaits confirmation, or a higher generation holds (exit code 1).
+    Superseded,
+    /// The accepted spec is not the one that the caller knows (exit code 1).
+    OtherGeneration,
+    /// The disk or a quota is full (exit code 1).
+    StorageFull,
+    /// It could not be done for another reason (exit code 1).
     Failed,
 }
 

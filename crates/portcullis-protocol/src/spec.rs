@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{AuthorizedKey, FirewallRule, PeerAddress, Secret, SourceRange};
@@ -223,6 +224,10 @@ pub struct ControlPlane {
 }
 
 /// The desired state of an instance.
+///
+/// Over the API it is shown without its secrets (`control_plane.external_id` and
+/// `control_plane.enrolment_token`). A spec that is put there and leaves one of them out keeps the accepted
+/// one's; a spec without `control_plane` has none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
@@ -274,6 +279,23 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Reads one JSON document of a type that checks its own values.
+///
+/// # Errors
+/// The first thing that is wrong with its form (syntax, type, unknown field, value), with its field.
+pub fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|e| Problem {
+        field: e.path().to_string(),
+        reason: e.inner().to_string(),
+    })?;
+    reader.end().map_err(|e| Problem {
+        field: ".".to_owned(),
+        reason: e.to_string(),
+    })?;
+    Ok(value)
+}
+
 impl Spec {
     /// Reads and checks a spec.
     ///
@@ -290,10 +312,9 @@ impl Spec {
                 format!("{} bytes is too large: at most {MAX_SPEC_BYTES}", json.len()),
             ));
         }
-        let mut reader = serde_json::Deserializer::from_slice(json);
-        let spec: Self = serde_path_to_error::deserialize(&mut reader)
-            .map_err(|e| one(e.path().to_string(), e.inner().to_string()))?;
-        reader.end().map_err(|e| one(".".into(), e.to_string()))?;
+        let spec: Self = from_json(json).map_err(|problem| SpecError {
+            problems: vec![problem],
+        })?;
         spec.check()?;
         Ok(spec)
     }
@@ -315,6 +336,28 @@ impl Spec {
     pub fn to_json(&self) -> Vec<u8> {
         // These types have no map keys and no failing serializers, so this can't fail.
         serde_json::to_vec_pretty(self).unwrap_or_default()
+    }
+
+    /// It without what must not leave the instance: the enrolment token and the external id.
+    pub fn without_secrets(&self) -> Self {
+        let mut spec = self.clone();
+        if let Some(control) = &mut spec.control_plane {
+            (control.enrolment_token, control.external_id) = (None, None);
+        }
+        spec
+    }
+
+    /// Takes over the secrets of `other` that this one leaves out, if this one has a control plane.
+    pub fn keep_secrets_of(&mut self, other: &Self) {
+        if let (Some(own), Some(other)) = (&mut self.control_plane, &other.control_plane) {
+            let keep = |own: &mut Option<Secret>, other: &Option<Secret>| {
+                if own.is_none() {
+                    own.clone_from(other);
+                }
+            };
+            keep(&mut own.enrolment_token, &other.enrolment_token);
+            keep(&mut own.external_id, &other.external_id);
+        }
     }
 
     /// The authority of the control plane's client certificates, as PEM.

@@ -68,6 +68,10 @@ impl Error {
         match self {
             Self::BadInput(_) => 2,
             Self::NotPermitted(_) => 3,
+            Self::Agent {
+                source: ClientError::Status { status, code, .. },
+                ..
+            } => of_status(*status, code.as_deref()),
             _ => 1,
         }
     }
@@ -76,6 +80,17 @@ impl Error {
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { action, path, source }
+    }
+}
+
+/// The exit code for what the agent answered: the same as its own commands have. `superseded` is a conflict
+/// with what holds now, and not the caller's mistake.
+fn of_status(status: u16, code: Option<&str>) -> u8 {
+    match status {
+        401 | 403 => 3,
+        400 | 404 | 413 | 422 => 2,
+        409 if code != Some("superseded") => 2,
+        _ => 1,
     }
 }
 
@@ -89,6 +104,22 @@ fn indented(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_agent_answers_has_an_exit_code() {
+        for (status, code, exit) in [
+            (403, None, 3),
+            (404, Some("not-found"), 2),
+            (409, Some("dangerous"), 2),
+            (409, Some("superseded"), 1),
+            (412, Some("other-generation"), 1),
+            (422, None, 2),
+            (500, Some("failed"), 1),
+            (503, None, 1),
+        ] {
+            assert_eq!(of_status(status, code), exit, "{status} {code:?}");
+        }
+    }
 
     #[test]
     fn a_failed_command_shows_its_output_indented() {

@@ -9,6 +9,7 @@
 pub mod ca;
 pub mod cli;
 pub mod client;
+pub mod cluster;
 pub mod error;
 pub mod known_hosts;
 pub mod local;

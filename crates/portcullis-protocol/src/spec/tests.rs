@@ -218,3 +218,27 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn secrets_are_left_out_and_kept() {
+    let secrets = r#","control_plane":{"enrolment_token":"hunter2","external_id":"swordfish"}"#;
+    let accepted = spec(secrets).unwrap();
+    let seen = |text: &str| ["hunter2", "swordfish"].map(|secret| text.contains(secret));
+    assert_eq!(seen(&String::from_utf8(accepted.to_json()).unwrap()), [true; 2]);
+    let mut shown = accepted.without_secrets();
+    let text = String::from_utf8(shown.to_json()).unwrap();
+    assert_eq!(seen(&text), [false; 2], "{text}");
+    shown.keep_secrets_of(&accepted);
+    assert_eq!(shown, accepted);
+    // What is named anew is not kept, and who takes the control plane away takes all of it.
+    let mut new = accepted.without_secrets();
+    new.control_plane.as_mut().unwrap().enrolment_token = Some(Secret::new("another"));
+    new.keep_secrets_of(&accepted);
+    assert_eq!(new.enrolment_token().unwrap().expose(), "another");
+    let mut none = Spec {
+        control_plane: None,
+        ..accepted.clone()
+    };
+    none.keep_secrets_of(&accepted);
+    assert_eq!(none.control_plane, None);
+}

@@ -3,6 +3,7 @@
 //! May not live here: what a command does. Each has a file, and the library does the work.
 
 mod ca;
+mod changes;
 mod demo;
 mod health;
 mod known_hosts;
@@ -65,6 +66,15 @@ enum Command {
     Wait(health::Wait),
     /// Show health reports, fetched over mutual TLS
     Health(health::Health),
+    /// Show and change what an instance's firewall lets in
+    #[command(subcommand)]
+    Firewall(changes::Firewall),
+    /// Show and change the keys that log in to an instance
+    #[command(subcommand)]
+    Keys(changes::Keys),
+    /// Show and change who belongs to a cluster
+    #[command(subcommand)]
+    Cluster(changes::Cluster),
     /// Print verified lines for known_hosts
     KnownHosts(known_hosts::Arguments),
     /// Log in to an instance with ssh, which trusts its verified host keys and no others
@@ -122,6 +132,9 @@ pub fn main() -> ExitCode {
         Command::List => health::list(&context),
         Command::Wait(wait) => wait.run(&context),
         Command::Health(health) => health.run(&context),
+        Command::Firewall(firewall) => firewall.run(&context),
+        Command::Keys(keys) => keys.run(&context),
+        Command::Cluster(cluster) => cluster.run(&context),
         Command::KnownHosts(arguments) => arguments.run(&context),
         Command::Ssh(arguments) => arguments.run(&context),
         Command::Reboot(reboot) => reboot.run(&context),

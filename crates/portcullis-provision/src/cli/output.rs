@@ -85,7 +85,7 @@ pub(super) fn report(name: &str, report: &Report) -> String {
 }
 
 /// Text from an instance, without what could command the terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()

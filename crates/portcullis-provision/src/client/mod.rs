@@ -2,6 +2,7 @@
 //!
 //! May not live here: when to ask and what to make of the answers (`wait`, the commands).
 
+mod changes;
 mod dial;
 mod pin;
 #[cfg(test)]
@@ -12,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -25,6 +26,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde::{Deserialize, Serialize};
 
+pub use changes::{Changed, Terms};
 pub use dial::{Dial, NamespaceDialer, PlainDialer};
 use pin::PinVerifier;
 
@@ -83,8 +85,10 @@ pub enum ClientError {
         path: String,
         /// The HTTP status.
         status: u16,
-        /// The beginning of the body.
+        /// What a problem document says in words (RFC 9457), or the beginning of another body.
         body: String,
+        /// Which refusal it is, if a problem document says so.
+        code: Option<String>,
     },
     /// An answer that can't be read.
     #[error("{path} answered something else than expected: {reason}")]
@@ -115,6 +119,35 @@ pub struct AgentClient {
     dialer: Arc<dyn Dial>,
     pin: Option<String>,
     certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+}
+
+/// A request.
+struct Question {
+    method: &'static str,
+    path: String,
+    body: Bytes,
+    if_match: Option<String>,
+    /// How long all of it may take.
+    time: Duration,
+    /// Longest accepted answer, in bytes.
+    longest: usize,
+}
+
+impl Question {
+    fn new(method: &'static str, path: &str, body: impl Into<Bytes>) -> Self {
+        Self {
+            method,
+            path: path.to_owned(),
+            body: body.into(),
+            if_match: None,
+            time: TIMEOUT,
+            longest: MAX_BODY,
+        }
+    }
+
+    fn get(path: &str) -> Self {
+        Self::new("GET", path, "")
+    }
 }
 
 struct Answer {
@@ -247,12 +280,17 @@ impl AgentClient {
     }
 
     async fn get(&self, path: &str, pin: Option<String>) -> Result<Answer, ClientError> {
+        self.ask(Question::get(path), pin).await
+    }
+
+    async fn ask(&self, question: Question, pin: Option<String>) -> Result<Answer, ClientError> {
         let verifier = Arc::new(PinVerifier::new(pin.clone()));
-        let exchange = tokio::time::timeout(TIMEOUT, self.exchange(path, Arc::clone(&verifier)));
+        let time = question.time;
+        let exchange = tokio::time::timeout(time, self.exchange(question, Arc::clone(&verifier)));
         let result = exchange.await.unwrap_or_else(|_| {
             Err(ClientError::Unreachable {
                 address: self.address,
-                reason: format!("no answer within {} s", TIMEOUT.as_secs()),
+                reason: format!("no answer within {} s", time.as_secs()),
             })
         });
         // Whatever TLS made of it, this is the reason.
@@ -268,7 +306,7 @@ impl AgentClient {
         result
     }
 
-    async fn exchange(&self, path: &str, verifier: Arc<PinVerifier>) -> Result<Answer, ClientError> {
+    async fn exchange(&self, question: Question, verifier: Arc<PinVerifier>) -> Result<Answer, ClientError> {
         let address = self.address;
         let failed = |reason: String| ClientError::Exchange { address, reason };
         let unreachable = |e: std::io::Error| ClientError::Unreachable {
@@ -289,11 +327,8 @@ impl AgentClient {
             .map_err(|e| failed(e.to_string()))?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|e| failed(causes(&e)))?;
-        let request = Request::get(path)
-            .header("host", address.to_string())
-            .header("user-agent", concat!("portcullisctl/", env!("CARGO_PKG_VERSION")))
-            .body(Empty::<Bytes>::new())
-            .map_err(|e| failed(e.to_string()))?;
+        let longest = question.longest;
+        let request = request(question, address).map_err(|e| failed(e.to_string()))?;
         let driver = tokio::spawn(connection);
         let answered = async {
             let response = sender
@@ -301,7 +336,7 @@ impl AgentClient {
                 .await
                 .map_err(|e| failed(causes(&e)))?;
             let status = response.status().as_u16();
-            let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+            let body = Limited::new(response.into_body(), longest).collect().await;
             let body = body.map_err(|e| failed(e.to_string()))?.to_bytes();
             let spki = verifier.seen().unwrap_or_default();
             Ok(Answer {
@@ -332,15 +367,43 @@ impl AgentClient {
     }
 }
 
+fn request(question: Question, address: SocketAddr) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+    let mut request = Request::builder()
+        .method(question.method)
+        .uri(question.path)
+        .header("host", address.to_string())
+        .header("user-agent", concat!("portcullisctl/", env!("CARGO_PKG_VERSION")));
+    if let Some(tag) = question.if_match {
+        request = request.header("if-match", tag);
+    }
+    if !question.body.is_empty() {
+        request = request.header("content-type", "application/json");
+    }
+    request.body(Full::new(question.body))
+}
+
+/// What is read of a problem document.
+#[derive(Deserialize)]
+struct Problem {
+    detail: String,
+    #[serde(default)]
+    code: Option<String>,
+}
+
 fn success<'a>(path: &str, answer: &'a Answer) -> Result<&'a Answer, ClientError> {
     if answer.status == 200 {
         return Ok(answer);
     }
-    let body = answer.body.trim().chars().take(300).collect();
+    let problem: Option<Problem> = serde_json::from_str(&answer.body).ok();
+    let (body, code) = match problem {
+        Some(problem) => (problem.detail, problem.code),
+        None => (answer.body.trim().chars().take(300).collect(), None),
+    };
     Err(ClientError::Status {
         path: path.to_owned(),
         status: answer.status,
-        body,
+        body: body.escape_debug().to_string(),
+        code,
     })
 }
 
@@ -364,12 +427,26 @@ fn causes(error: &dyn std::error::Error) -> String {
 pub fn blocking<T: Send>(
     question: impl Future<Output = Result<T, ClientError>> + Send,
 ) -> Result<T, ClientError> {
+    on_a_thread(|| question)
+}
+
+/// As [`blocking`], for a question that is put together on that thread.
+pub fn blocking_with<T: Send>(
+    client: &AgentClient,
+    question: impl AsyncFnOnce(&AgentClient) -> Result<T, ClientError> + Send,
+) -> Result<T, ClientError> {
+    on_a_thread(|| question(client))
+}
+
+fn on_a_thread<T: Send, F: Future<Output = Result<T, ClientError>>>(
+    question: impl FnOnce() -> F + Send,
+) -> Result<T, ClientError> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime
                 .map_err(|e| ClientError::Certificate(format!("no runtime: {e}")))?
-                .block_on(question)
+                .block_on(question())
         });
         thread
             .join()

@@ -255,3 +255,51 @@ fn nobody_there_is_said_with_the_address() {
         "{error}"
     );
 }
+
+/// That the new connection got through is what the confirmation proves.
+#[test]
+fn a_change_on_trial_is_confirmed_over_another_connection() {
+    let key = KeyPair::generate().unwrap();
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let asking = Arc::clone(&asked);
+    let handler: Handler = Arc::new(move |path| {
+        asking.lock().unwrap().push(path.to_owned());
+        let until = match path.starts_with("/v1/confirm/") {
+            true => "null",
+            false => "\"2026-11-22T00:00:00Z\"",
+        };
+        let answer = format!(r#"{{"generation":7,"changed":true,"confirm_until":{until},"ready":true}}"#);
+        (200, answer)
+    });
+    let server = serve(&key, Arc::new(NoClientAuth), handler);
+    let client = client(&server, Some(spki(&key)));
+    let trial = Terms {
+        confirm: Some(Duration::from_secs(60)),
+        force: false,
+    };
+    let changed = blocking(client.revoke_key("SHA256:a/b", trial)).unwrap();
+    assert_eq!((changed.generation, changed.confirm_until), (7, None));
+    assert_eq!(
+        *asked.lock().unwrap(),
+        ["/v1/keys/SHA256%3Aa%2Fb?confirm=60s&force=false", "/v1/confirm/7"]
+    );
+}
+
+#[test]
+fn a_refused_change_says_why_in_the_agents_words() {
+    let key = KeyPair::generate().unwrap();
+    let problem =
+        r#"{"status":409,"title":"Conflict","detail":"SSH is\u001b no longer let in","code":"dangerous"}"#;
+    let server = serve(
+        &key,
+        Arc::new(NoClientAuth),
+        Arc::new(move |_| (409, problem.into())),
+    );
+    let client = client(&server, Some(spki(&key)));
+    let error = blocking(client.revoke_rule("ssh", Terms::default())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "/v1/firewall/rules/ssh answered 409: SSH is\\u{1b} no longer let in"
+    );
+    assert!(matches!(error, ClientError::Status { code: Some(code), .. } if code == "dangerous"));
+}

@@ -4,6 +4,7 @@
 //!
 //! May not live here: what an instance does once it runs (the agent), and what the operator sees.
 
+mod changes;
 mod exec;
 mod image;
 mod instance;
