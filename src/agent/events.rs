@@ -274,7 +274,10 @@ fn open_watch(settings: &Settings) -> Option<Watch> {
             let _ = std::fs::create_dir_all(folder);
         }
         watch.file(Topic::Spec, &settings.spec_file)?;
-        watch.file(Topic::Accounts, Path::new("/etc/passwd"))?;
+        // Who is locked, or in which group, decides as well who gets in.
+        for file in ["/etc/passwd", "/etc/shadow", "/etc/group"] {
+            watch.file(Topic::Accounts, Path::new(file))?;
+        }
         for folder in ["/etc/ssh", "/etc/ssh/sshd_config.d"] {
             // Absent without sshd; then there is nothing to be told of.
             let _ = watch.folder(Topic::Sshd, Path::new(folder));

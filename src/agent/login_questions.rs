@@ -44,7 +44,13 @@ impl Answers {
             let states: Vec<&KeyState> = states.by_ref().take(login.grants.len()).collect();
             let Ok(read) = &login.installed else { continue };
             let told = login.grants.iter().zip(states);
-            let told = told.filter(|(_, state)| !matches!(state.accepted, Acceptance::Unknown(_)));
+            // A no may have reasons that nothing tells of when they are gone: it is asked again each time.
+            let told = told.filter(|(_, state)| {
+                !matches!(
+                    state.accepted,
+                    Acceptance::Unknown(_) | Acceptance::Refused | Acceptance::Barred(_)
+                )
+            });
             let lines = told.map(|(grant, state)| (line_of(grant), state.accepted.clone()));
             let lines = lines.collect();
             self.users.insert(login.user.clone(), (read.stamp.clone(), lines));
@@ -102,9 +108,10 @@ fn states(login: &Login, answers: &Answers) -> Vec<KeyState> {
         };
         let accepted = match &installed {
             Err(reason) => Acceptance::Unknown(reason.clone()),
-            Ok(read) => match unaskable(&key.options) {
-                Some(reason) => Acceptance::Unaskable(reason),
-                None => answers
+            Ok(read) => match (&login.barred, unaskable(&key.options)) {
+                (Some(reason), _) => Acceptance::Barred(reason.clone()),
+                (None, Some(reason)) => Acceptance::Unaskable(reason),
+                (None, None) => answers
                     .recall(&login.user, &read.stamp, &line, place)
                     .unwrap_or(Acceptance::Unknown(NOT_ASKED.to_owned())),
             },

@@ -21,6 +21,7 @@ use super::sessions::RemovedKeys;
 use super::state::Store;
 use crate::config::Settings;
 use crate::log::id;
+use crate::policy::key_path::KeyPlace;
 use crate::policy::key_sources::{Grant, KeyRules, Unfit, gather};
 use crate::policy::observation::{KeyState, Observed, Sshd, SshdCare, SshdConfig};
 use crate::system::accounts::{self, Account, AccountError};
@@ -51,6 +52,8 @@ pub struct Login {
     /// The keys that should let the user in.
     pub grants: Vec<Grant>,
     account: Observed<Account>,
+    /// Why the account lets nobody in; sshd does not tell before somebody has proven a key.
+    pub barred: Option<String>,
     config: Observed<SshdConfig>,
     /// What their file holds.
     pub installed: Observed<ReadBack>,
@@ -93,6 +96,19 @@ impl Memory {
     pub fn forget(&mut self) {
         *self = Self::default();
     }
+}
+
+/// Looks at sshd and everybody's keys as if nothing were known of them, and changes nothing.
+pub async fn observe(spec: Option<&Spec>, store: &Store, settings: &Settings, place: KeyPlace) -> Seen {
+    let observe = Look {
+        spec,
+        store,
+        settings,
+        mode: Mode::Observe,
+        placing: Placing::seen(place),
+        removed: &RemovedKeys::default(),
+    };
+    look(&observe, &mut Memory::default()).await
 }
 
 /// Looks at sshd and everybody's keys, in `Reconcile` after putting them in place.
@@ -186,6 +202,7 @@ async fn login(
         (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
     };
     Login {
+        barred: accounts::barred(&user),
         user,
         grants,
         account,

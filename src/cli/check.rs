@@ -4,16 +4,14 @@ use std::sync::Arc;
 
 use super::{Failure, Global, report, require_root, runtime};
 use crate::agent::gate;
-use crate::agent::logins::{self, Look, Mode};
+use crate::agent::logins;
 use crate::agent::neighbours;
 use crate::agent::report::write;
-use crate::agent::sessions::RemovedKeys;
 use crate::agent::state::Store;
 use crate::health::server;
 use crate::identity::TlsIdentity;
 use crate::log;
 use crate::policy::observation::Observations;
-use crate::system::key_place::Placing;
 use crate::system::systemd;
 
 pub fn run(global: &Global) -> Result<(), Failure> {
@@ -25,17 +23,11 @@ pub fn run(global: &Global) -> Result<(), Failure> {
         Ok(spec) => (spec, None),
         Err(error) => (None, Some(error.to_string())),
     };
-    let look = Look {
-        spec: spec.as_ref(),
-        store: &store,
-        settings: &settings,
-        mode: Mode::Observe,
-        placing: Placing::seen(settings.sshd.keys),
-        removed: &RemovedKeys::default(),
-    };
-    let mut known = logins::Memory::default();
     let report = runtime()?.block_on(async {
-        let (logins, systemd) = tokio::join!(logins::look(&look, &mut known), systemd::observe());
+        let (logins, systemd) = tokio::join!(
+            logins::observe(spec.as_ref(), &store, &settings, settings.sshd.keys),
+            systemd::observe()
+        );
         let tls = match TlsIdentity::load(&settings.state_dir) {
             Ok(Some(identity)) => server::observe(settings.listen, &identity).await,
             Ok(None) => Err("the daemon has not run yet".to_owned()),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use comfy_table::Table;
 use jiff::Timestamp;
 use portcullis_protocol::control::{Answer, Request};
 use portcullis_protocol::key::KeyLine;
@@ -156,8 +157,13 @@ fn table(keys: &[KeyReport]) -> String {
         let reason = key.reason.as_ref()?;
         Some(format!("{} {}: {reason}", key.user, key.fingerprint))
     });
+    with_notes(&table, reasons)
+}
+
+/// A table, and below it what does not fit into a cell.
+fn with_notes(table: &Table, notes: impl IntoIterator<Item = String>) -> String {
     std::iter::once(table.trim_fmt())
-        .chain(reasons)
+        .chain(notes)
         .collect::<Vec<_>>()
         .join("\n")
 }
@@ -216,10 +222,7 @@ fn audit_text(users: &[AuditedUser]) -> String {
             }
         }
     }
-    std::iter::once(table.trim_fmt())
-        .chain(notes)
-        .collect::<Vec<_>>()
-        .join("\n")
+    with_notes(&table, notes)
 }
 
 fn trust_host_keys(global: &Global) -> Result<(), Failure> {

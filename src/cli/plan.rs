@@ -7,29 +7,19 @@ use serde_json::json;
 
 use super::{Failure, Format, Global, print, print_json, read_spec, runtime};
 use crate::agent::gate;
-use crate::agent::logins::{self, Look, Mode};
-use crate::agent::sessions::RemovedKeys;
+use crate::agent::logins;
 use crate::agent::state::Store;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState};
 use crate::policy::ruleset::Ruleset;
-use crate::system::key_place::Placing;
 
 pub fn run(global: &Global, path: &Path) -> Result<(), Failure> {
     let spec = read_spec(path)?;
     let settings = global.settings()?;
     let gate = gate::observe(&settings, Some(&spec));
     let store = Store::new(&settings.state_dir);
-    let look = Look {
-        spec: Some(&spec),
-        store: &store,
-        settings: &settings,
-        mode: Mode::Observe,
-        placing: Placing::seen(settings.sshd.keys),
-        removed: &RemovedKeys::default(),
-    };
-    let mut known = logins::Memory::default();
-    let logins = runtime()?.block_on(logins::look(&look, &mut known));
+    let logins = logins::observe(Some(&spec), &store, &settings, settings.sshd.keys);
+    let logins = runtime()?.block_on(logins);
     let (keys, unfit) = (logins.keys, logins.unfit);
     let held = gate.held.clone().ok().flatten().unwrap_or_default();
     let changes = held.diff(&gate.planned);

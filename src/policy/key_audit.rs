@@ -61,7 +61,10 @@ pub fn audit(content: &[u8], rules: &AuditRules) -> Vec<AuditedLine> {
                 return None;
             }
             let mut line = read(at + 1, text, rules);
-            line.ours = our_key(bytes).is_some();
+            if let Some(ours) = our_key(bytes) {
+                line.ours = true;
+                line.comment = ours.key.comment().to_owned();
+            }
             if !line.fingerprint.is_empty() {
                 let before = *first.entry(line.fingerprint.clone()).or_insert(line.line);
                 if before != line.line {
@@ -142,6 +145,10 @@ mod tests {
                 (7, false, 1)
             ],
             "{lines:#?}"
+        );
+        assert_eq!(
+            (lines[0].comment.as_str(), lines[1].comment.as_str()),
+            ("mine", "again")
         );
         assert_eq!(lines[1].notes[1], "line 3 has the same key, and goes first");
         assert_eq!(lines[2].options, "Command=\"sh -c 'a b'\",no-pty");

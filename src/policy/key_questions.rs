@@ -22,6 +22,8 @@ pub enum Acceptance {
     Inferred,
     /// sshd said that it would not.
     Refused,
+    /// Whatever sshd says of the key, the account lets nobody in.
+    Barred(String),
     /// The question has no answer that would tell anything.
     Unaskable(String),
     /// It could not be asked.

@@ -96,6 +96,27 @@ pub fn local_names() -> std::io::Result<BTreeSet<UserName>> {
     Ok(names.collect())
 }
 
+/// Why an account of shadow(5) lets nobody in although sshd would take a key: it has expired. With PAM, sshd
+/// finds that out after the key (pam_unix(8)). None for accounts that are good or of another source.
+pub fn barred(user: &UserName) -> Option<String> {
+    // Not readable, or not there: then nothing is known against it.
+    let text = std::fs::read_to_string("/etc/shadow").ok()?;
+    let end = expiry(&text, user)?;
+    let today = jiff::Timestamp::now().as_second().div_euclid(86_400);
+    (today >= end).then(|| {
+        let end = jiff::Timestamp::from_second(end.saturating_mul(86_400));
+        let end = end.map_or_else(|_| "long ago".to_owned(), |end| end.strftime("%F").to_string());
+        format!("the account expired on {end}")
+    })
+}
+
+/// The eighth field: days since 1970 from which on the account is of no use; none if it never ends.
+fn expiry(shadow: &str, user: &UserName) -> Option<i64> {
+    let mut lines = shadow.lines().map(|line| line.split(':'));
+    let mut fields = lines.find(|fields| fields.clone().next() == Some(user.as_str()))?;
+    fields.nth(7)?.parse().ok()
+}
+
 /// Creates a user with a home, a group of the same name, bash, and a password that nothing matches.
 /// Blocks until `useradd` (useradd(8)) has ended.
 pub fn create(user: &UserName) -> Result<Account, AccountError> {
@@ -142,6 +163,14 @@ mod tests {
                 .starts_with("there is no user no-such-user-here"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn when_an_account_ends() {
+        let shadow = "root:*:1:0:99999:7:::\nal:!:1:0:99999:7::20000:\nbo:x\n";
+        for (user, expected) in [("root", None), ("al", Some(20000)), ("bo", None), ("cy", None)] {
+            assert_eq!(expiry(shadow, &user.parse().unwrap()), expected, "{user}");
+        }
     }
 
     #[test]

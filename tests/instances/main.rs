@@ -30,6 +30,7 @@ mod lifecycle;
 mod login;
 mod neighbours;
 mod push;
+mod readiness;
 mod releases;
 mod sessions;
 mod specs;

@@ -70,7 +70,7 @@ fn a_stopped_sshd_comes_back_once_and_not_in_a_loop() {
         check.evidence["last_restart"], "ssh.service was started",
         "{check:?}"
     );
-    assert_eq!(told(&machine, "30"), 1);
+    assert_eq!(told(&machine, "50"), 1);
 
     // Again at once: that may be a loop.
     machine.ok("systemctl stop ssh");
@@ -86,7 +86,7 @@ fn a_stopped_sshd_comes_back_once_and_not_in_a_loop() {
             other => Err(other.to_owned()),
         },
     );
-    assert_eq!(told(&machine, "30"), 2);
+    assert_eq!(told(&machine, "50"), 2);
 
     // One that is disabled is not wanted.
     machine.ok("systemctl disable --now ssh");
@@ -105,7 +105,7 @@ fn a_stopped_sshd_comes_back_once_and_not_in_a_loop() {
         }
     });
     assert_eq!(check.status, Status::Fail);
-    assert_eq!(told(&machine, "30"), 2);
+    assert_eq!(told(&machine, "50"), 2);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn hardening_turns_passwords_off_before_an_images_drop_in_and_back_on_when_it_is
         assert!(effective.lines().any(|l| l == line), "{line}");
     }
     assert_eq!(machine.ok(&format!("stat -c '%a %U' {DROP_IN}")), "644 root");
-    assert_eq!(told(&machine, "31"), 1);
+    assert_eq!(told(&machine, "51"), 1);
     assert_eq!(machine.run("ls /run/portcullis/sshd").code, Some(2));
 
     // It stays so: somebody who removes the file gets it back.
@@ -211,10 +211,10 @@ fn hardening_that_would_lock_somebody_out_is_taken_back() {
             .output_text();
         assert!(said.stderr.contains("Permission denied (password)"), "{said:?}");
         // And that is that, until something changes.
-        let refused = told(&machine, "32");
+        let refused = told(&machine, "52");
         machine.ok("touch /etc/ssh/sshd_config.d/01-image.conf");
         machine.status();
-        assert_eq!(told(&machine, "32"), refused);
+        assert_eq!(told(&machine, "52"), refused);
     }
     // Once the cause is gone it is done.
     machine

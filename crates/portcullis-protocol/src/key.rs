@@ -192,7 +192,7 @@ pub struct AuthorizedKey {
 struct Written {
     /// Whose login it opens.
     user: UserName,
-    /// The public key as one line, `[options] type base64 [comment]`; options only from the list in keys.md.
+    /// The public key as one line, `[options] type base64 [comment]`; options only from a list (docs/keys.md).
     #[schemars(with = "String")]
     key: KeyLine,
     /// When it ends (RFC 3339); never, if left out.

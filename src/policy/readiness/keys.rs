@@ -95,6 +95,15 @@ fn judge_accepted(spec: &Spec, keys: &[KeyState]) -> Finding {
             "look at `journalctl -u ssh -u sshd`: modes of the home and of .ssh, AuthorizedKeysFile, AllowUsers",
         );
     }
+    let barred = keys.iter().find_map(|k| match &k.accepted {
+        Acceptance::Barred(reason) => Some(format!("{}: {reason}", k.grant.key.user)),
+        _ => None,
+    });
+    if let Some(reason) = barred {
+        let remedy =
+            "let the account go on: `usermod --expiredate '' USER`, or take its keys out of the spec";
+        return Finding::fail(format!("a key lets nobody in; {reason}"), remedy);
+    }
     let unknown = keys.iter().find_map(|k| match &k.accepted {
         Acceptance::Unknown(reason) => Some(format!("{}: {reason}", name(k))),
         _ => None,
@@ -132,6 +141,7 @@ fn verdict(acceptance: &Acceptance) -> (Accepted, Option<&str>) {
         Acceptance::Accepted => (Accepted::Yes, None),
         Acceptance::Inferred => (Accepted::Inferred, None),
         Acceptance::Refused => (Accepted::No, Some("sshd refuses it: see its log")),
+        Acceptance::Barred(reason) => (Accepted::No, Some(reason)),
         Acceptance::Unaskable(reason) => (Accepted::NotAsked, Some(reason)),
         Acceptance::Unknown(reason) => (Accepted::Unknown, Some(reason)),
     }

@@ -376,6 +376,11 @@ fn what_sshd_could_not_be_asked_about_is_never_a_pass_by_itself() {
             "all 1 keys (RFC 4252 query); 1 for certificates",
         ),
         (
+            vec![Acceptance::Accepted, Acceptance::Barred("it expired".into())],
+            Status::Fail,
+            "lets nobody in; ubuntu: it expired",
+        ),
+        (
             vec![Acceptance::Accepted, Acceptance::Inferred],
             Status::Pass,
             "all 2 keys (RFC 4252 query of 1",

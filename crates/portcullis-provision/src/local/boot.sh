@@ -97,6 +97,8 @@ inside() {
     hostname "$name"
     pivot_root . mnt
     umount -l /mnt
+    # As the first process makes it on a machine (systemd.exec(5)): units get credentials by it.
+    mount --make-rshared /
     cd /
     exec env -i container=portcullis-local PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         /lib/systemd/systemd </dev/null
