@@ -63,9 +63,10 @@ demo: need-root setup deb ## Launch, prove, change and end throw-away local inst
 	$(TARGET)/release/portcullisctl demo --deb $(DEB) --state-dir $(TARGET)/local
 
 .PHONY: bench
-bench: need-root ## The gate beside nft, iptables, ufw and firewalld, in namespaces made for it; needs root, takes 5 minutes
+bench: need-root setup deb ## The gate beside nft, iptables, ufw and firewalld, keys beside scripts and cloud-init; needs root, 8 minutes
 	packaging/setup bench
 	cargo bench --locked --bench gate
+	cargo bench --locked --bench keys
 
 .PHONY: schema
 schema: ## Write docs/schema anew from the types

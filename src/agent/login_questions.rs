@@ -29,10 +29,10 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// sshd's answer about a line in a file that is as it was.
-    fn recall(&self, user: &UserName, stamp: &Stamp, line: &KeyLine) -> Option<Acceptance> {
+    /// sshd's answer about a line in a file that is as it was; probably the one at this place.
+    fn recall(&self, user: &UserName, stamp: &Stamp, line: &KeyLine, place: usize) -> Option<Acceptance> {
         let (_, lines) = self.users.get(user).filter(|(then, _)| then == stamp)?;
-        let answer = lines.iter().find(|(known, _)| known == line);
+        let answer = from(lines, place).find(|(known, _)| known == line);
         answer.map(|(_, acceptance)| acceptance.clone())
     }
 
@@ -90,12 +90,19 @@ fn is_open(state: &KeyState) -> bool {
     state.accepted == Acceptance::Unknown(NOT_ASKED.to_owned())
 }
 
+/// All of them, those from a place on first: where the order is the same, the first one is it, and thousands
+/// of keys are not compared with each other.
+fn from<T>(all: &[T], place: usize) -> impl Iterator<Item = &T> {
+    let (before, after) = all.split_at(place.min(all.len()));
+    after.iter().chain(before)
+}
+
 /// What is known of a login's keys before sshd is asked.
 fn states(login: &Login, answers: &Answers) -> Vec<KeyState> {
-    let state = |grant: &Grant| {
+    let state = |(place, grant): (usize, &Grant)| {
         let (line, key) = (line_of(grant), &grant.key);
         let installed = match &login.installed {
-            Ok(read) if read.keys.iter().any(|held| holds(held, &key.options, &key.key)) => Ok(read),
+            Ok(read) if from(&read.keys, place).any(|held| holds(held, &key.options, &key.key)) => Ok(read),
             Ok(read) => Err(format!("{} does not hold it", read.path.display())),
             Err(reason) => Err(reason.clone()),
         };
@@ -105,7 +112,7 @@ fn states(login: &Login, answers: &Answers) -> Vec<KeyState> {
                 (Some(reason), _) => Acceptance::Barred(reason.clone()),
                 (None, Some(reason)) => Acceptance::Unaskable(reason),
                 (None, None) => answers
-                    .recall(&login.user, &read.stamp, &line)
+                    .recall(&login.user, &read.stamp, &line, place)
                     .unwrap_or(Acceptance::Unknown(NOT_ASKED.to_owned())),
             },
         };
@@ -115,7 +122,7 @@ fn states(login: &Login, answers: &Answers) -> Vec<KeyState> {
             accepted,
         }
     };
-    login.grants.iter().map(state).collect()
+    login.grants.iter().enumerate().map(state).collect()
 }
 
 /// Asks sshd about all open keys, or about one of each kind if they are many.
@@ -138,10 +145,15 @@ async fn ask_all(
         let asked = questions.entry((*user).clone()).or_default();
         asked.push((at, (*key).clone()));
     }
-    let answered: Vec<(Vec<usize>, Probe)> = stream::iter(questions)
+    // Each connection by itself: also one user's are open at the same time.
+    let connections = questions.iter().flat_map(|(user, asked)| {
+        let few = asked.chunks(ssh_probe::KEYS_PER_CONNECTION);
+        few.map(move |few| (user, few))
+    });
+    let answered: Vec<(Vec<usize>, Probe)> = stream::iter(connections)
         .map(async |(user, asked)| {
-            let (at, keys): (Vec<usize>, Vec<PublicKey>) = asked.into_iter().unzip();
-            (at, ssh_probe::probe(address, &user, &keys).await)
+            let (at, keys): (Vec<usize>, Vec<PublicKey>) = asked.iter().cloned().unzip();
+            (at, ssh_probe::probe(address, user, &keys).await)
         })
         .buffered(AT_ONCE)
         .collect()

@@ -27,6 +27,7 @@ use crate::policy::observation::{Interactive, KeyState, Observed, Sshd, SshdCare
 use crate::system::accounts::{self, Account, AccountError};
 use crate::system::key_files::ReadBack;
 use crate::system::key_place::{self, Placing};
+use crate::system::sshd_users::UserConfigs;
 use crate::system::{as_user, injected, sshd, systemd};
 
 /// How many users are looked at at the same time: each waits for sshd and for the disk.
@@ -126,10 +127,10 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
     if look.mode == Mode::Reconcile {
         sshd::prepare();
     }
+    let configs = UserConfigs::new().await;
     if mode == Mode::Reconcile {
-        remove_departed(&grants.users(), look).await;
+        remove_departed(&grants.users(), look, &configs).await;
     }
-    let version = sshd::version().await;
     let create = look.settings.create_users && mode == Mode::Reconcile;
     let known = &memory.configs;
     let mut accounts = accounts(grants.users(), create);
@@ -140,15 +141,15 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
             let config = known.get(&user).cloned();
             let how = How {
                 mode,
-                version,
                 placing: look.placing,
             };
-            login((user, account), grants, config, how, look.removed)
+            let configs = (config, &configs);
+            login((user, account), grants, configs, how, look.removed)
         })
         .buffered(AT_ONCE)
         .collect()
         .await;
-    let (units, config) = tokio::join!(systemd::sshd_units(), sshd::config_of(None, version));
+    let (units, config) = tokio::join!(systemd::sshd_units(), configs.outside());
     let (handshake, keys) = login_questions::ask(&config, &logins, &mut memory.answers).await;
     let unanswered = super::sshd::unanswered(&config).await;
     let host_keys = sshd::host_keys(config.as_ref().ok());
@@ -180,20 +181,19 @@ pub async fn look(look: &Look<'_>, memory: &mut Memory) -> Seen {
 #[derive(Clone, Copy)]
 struct How {
     mode: Mode,
-    version: Option<(u16, u16)>,
     placing: Placing,
 }
 
 async fn login(
     (user, account): (UserName, Observed<Account>),
     grants: Vec<Grant>,
-    known: Option<SshdConfig>,
+    (known, configs): (Option<SshdConfig>, &UserConfigs),
     how: How,
     removed: &RemovedKeys,
 ) -> Login {
     let config = match (&account, known) {
         (Ok(_), Some(config)) => Ok(config),
-        (Ok(_), None) => sshd::config_of(Some(&user), how.version).await,
+        (Ok(_), None) => configs.of(&user).await,
         (Err(reason), _) => Err(reason.clone()),
     };
     let installed = match (&account, &config) {
@@ -281,7 +281,7 @@ fn account(user: &UserName, create: bool) -> Observed<Account> {
 
 /// Takes our lines out of the files of users whom no source names any more. The list of users is
 /// written before files are, so that a crash in between forgets nobody.
-async fn remove_departed(users: &BTreeSet<UserName>, look: &Look<'_>) {
+async fn remove_departed(users: &BTreeSet<UserName>, look: &Look<'_>, configs: &UserConfigs) {
     let (store, placing) = (look.store, look.placing);
     let managed = store.users();
     let departed: Vec<UserName> = managed.difference(users).cloned().collect();
@@ -294,7 +294,7 @@ async fn remove_departed(users: &BTreeSet<UserName>, look: &Look<'_>) {
         let Ok(account) = accounts::lookup(&user) else {
             continue;
         };
-        let removed = match sshd::effective_config(Some(&user)).await {
+        let removed = match configs.of(&user).await {
             Ok(config) => as_user::off_thread(move || key_place::remove_all(placing, &account, &config))
                 .await
                 .map_err(|e| e.to_string())

@@ -25,4 +25,5 @@ pub mod ruleset;
 pub mod ssh_algorithms;
 pub mod ssh_log;
 pub mod sshd_drop_in;
+pub mod sshd_match;
 pub mod sshd_restart;
