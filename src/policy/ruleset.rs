@@ -282,6 +282,42 @@ impl Ruleset {
         self.sets.iter().find(|set| set.name == name)
     }
 
+    /// The same without sets of more than `most` elements and without the rules that look into them. Those
+    /// let in and do nothing else, so this lets in no more; none if there is no such set, or one of those
+    /// rules does something else.
+    pub fn without_large_sets(&self, most: usize) -> Option<Self> {
+        let (sets, large): (Vec<&Set>, Vec<&Set>) =
+            self.sets.iter().partition(|set| set.elements.len() <= most);
+        let looks_into = |rule: &Rule| {
+            rule.matches.iter().any(|one| match one {
+                Match::InterfaceIn(name) | Match::SourceIn(_, name) | Match::RoutedTo(name) => {
+                    large.iter().any(|set| set.name == *name)
+                }
+                _ => false,
+            })
+        };
+        let mut rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        let only_let_in = rules
+            .all(|rule| !looks_into(rule) || rule.verdict == Some(Verdict::Accept) && rule.log.is_none());
+        if large.is_empty() || !only_let_in {
+            return None;
+        }
+        let chains = self.chains.iter().map(|chain| Chain {
+            rules: chain
+                .rules
+                .iter()
+                .filter(|rule| !looks_into(rule))
+                .cloned()
+                .collect(),
+            ..chain.clone()
+        });
+        Some(Self {
+            dormant: self.dormant,
+            sets: sets.into_iter().cloned().collect(),
+            chains: chains.collect(),
+        })
+    }
+
     /// The chain of that name.
     pub fn chain(&self, name: &str) -> Option<&Chain> {
         self.chains.iter().find(|chain| chain.name == name)
@@ -291,6 +327,56 @@ impl Ruleset {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn rule(matches: Vec<Match>, verdict: Verdict) -> Rule {
+        Rule {
+            comment: String::new(),
+            matches,
+            log: None,
+            counter: true,
+            verdict: Some(verdict),
+        }
+    }
+
+    #[test]
+    fn without_large_sets_less_is_let_in_and_nothing_else_changes() {
+        let names = |count: usize| Elements::Interfaces((0..count).map(|n| format!("i{n}")).collect());
+        let set = |name: &str, count| Set {
+            name: name.to_owned(),
+            elements: names(count),
+        };
+        let of = |name: &str| Match::InterfaceIn(name.to_owned());
+        let small = rule(vec![of("small")], Verdict::Drop);
+        let rules = vec![
+            rule(vec![of("large")], Verdict::Accept),
+            small.clone(),
+            rule(vec![Match::Protocol(6), of("large")], Verdict::Accept),
+        ];
+        let hook = Hook {
+            number: PREROUTING,
+            priority: PRIORITY_MANGLE,
+            policy: Verdict::Drop,
+        };
+        let mut whole = Ruleset {
+            dormant: false,
+            sets: vec![set("large", 3), set("small", 2)],
+            chains: vec![Chain {
+                name: "gate".to_owned(),
+                hook: Some(hook.clone()),
+                rules,
+            }],
+        };
+        let shut = whole.without_large_sets(2).unwrap();
+        assert_eq!(shut.sets, [set("small", 2)]);
+        assert_eq!(
+            (&shut.chains[0].rules, &shut.chains[0].hook),
+            (&vec![small], &Some(hook))
+        );
+        assert_eq!(whole.without_large_sets(3), None);
+        // A rule that drops can't be left out.
+        whole.chains[0].rules[0].verdict = Some(Verdict::Drop);
+        assert_eq!(whole.without_large_sets(2), None);
+    }
 
     #[test]
     fn ranges_have_one_normal_form() {

@@ -68,7 +68,7 @@ const BATCH_GENERATION: u16 = 1;
 /// `NFNL_MSG_BATCH_BEGIN`.
 const BATCH_BEGIN: u8 = 16;
 
-/// A set with more elements is filled after the table is shut: see [`Batch::filling`].
+/// A set with more elements comes after the table is shut: see [`super::Nftables::replace`].
 pub const LARGE: usize = 2048;
 
 /// A batch, ready to be sent, that remembers what each message asked for.
@@ -81,14 +81,8 @@ pub struct Batch {
 pub type Handles = BTreeMap<String, Vec<u64>>;
 
 impl Batch {
-    /// A batch that puts this ruleset in the place of whatever the table holds. Unless all of it is to be
-    /// in force at once, large sets come empty: the gate is shut soon, and [`Batch::filling`] follows.
-    pub fn replacing(
-        ruleset: &Ruleset,
-        exclusive: bool,
-        at_once: bool,
-        mut next_sequence: impl FnMut() -> u32,
-    ) -> Self {
+    /// A batch that puts this ruleset in the place of whatever the table holds.
+    pub fn replacing(ruleset: &Ruleset, exclusive: bool, mut next_sequence: impl FnMut() -> u32) -> Self {
         let mut messages = vec![
             // Adding first makes the removal valid also when there is no table yet.
             message("table", NLM_F_CREATE, NfTablesMessage::NewTable(table())),
@@ -105,9 +99,7 @@ impl Batch {
         ];
         for (id, set) in (1..).zip(&ruleset.sets) {
             messages.push(add_set(set, id));
-            if at_once || set.elements.len() <= LARGE {
-                messages.extend(add_elements(set));
-            }
+            messages.extend(add_elements(set));
         }
         for chain in &ruleset.chains {
             messages.push(message(
@@ -145,13 +137,6 @@ impl Batch {
             )
         });
         Self::new(messages.into(), None, &mut next_sequence)
-    }
-
-    /// The elements of the large sets; none if there are no large sets.
-    pub fn filling(ruleset: &Ruleset, mut next_sequence: impl FnMut() -> u32) -> Option<Self> {
-        let large = ruleset.sets.iter().filter(|set| set.elements.len() > LARGE);
-        let messages: Vec<Message> = large.flat_map(add_elements).collect();
-        (!messages.is_empty()).then(|| Self::new(messages, None, &mut next_sequence))
     }
 
     /// A batch that does these steps, if the kernel's rules are still of that generation. None if a

@@ -184,16 +184,16 @@ impl Nftables {
     }
 
     /// Replaces the whole table: packets see the old rules or the new ones, never none and never half.
-    /// The gate is shut in one transaction; large sets, which only let in, are filled in a second one.
+    /// The gate is shut in one transaction, without large sets, which only let in; they come in a second one.
+    /// Even empty ones would take the kernel longer to make than all the rest.
     ///
     /// # Errors
-    /// When the kernel refuses. If it refuses the elements of a large set, the gate is shut without them.
+    /// When the kernel refuses. If it refuses the large sets, the gate is shut without them.
     pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
-        self.put(ruleset, false)?;
-        match batch::Batch::filling(ruleset, || self.connection.next_sequence()) {
-            Some(filling) => self.send(&filling),
-            None => Ok(()),
+        if let Some(shut) = ruleset.without_large_sets(batch::LARGE) {
+            self.replace_at_once(&shut)?;
         }
+        self.replace_at_once(ruleset)
     }
 
     /// Replaces the whole table in one transaction, large sets included: for a table that is in force and
@@ -202,16 +202,12 @@ impl Nftables {
     /// # Errors
     /// When the kernel refuses; nothing changed then.
     pub fn replace_at_once(&mut self, ruleset: &Ruleset) -> Result<(), Error> {
-        self.put(ruleset, true)
-    }
-
-    fn put(&mut self, ruleset: &Ruleset, at_once: bool) -> Result<(), Error> {
         let sequence = || self.connection.next_sequence();
-        let batch = batch::Batch::replacing(ruleset, self.exclusive, at_once, sequence);
+        let batch = batch::Batch::replacing(ruleset, self.exclusive, sequence);
         let result = self.send(&batch);
         if lacks_exclusive(&result) {
             self.exclusive = false;
-            return self.put(ruleset, at_once);
+            return self.replace_at_once(ruleset);
         }
         result
     }
