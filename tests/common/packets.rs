@@ -95,7 +95,8 @@ impl Extension {
             // One option: six bytes of padding.
             Self::HopByHop | Self::DestinationOptions => [next, 0, 1, 4, 0, 0, 0, 0],
             Self::Routing(kind) => [next, 0, kind, 0, 0, 0, 0, 0],
-            Self::Fragment => [next, 0, 0, 0, 0, 0, 0, 1],
+            // An id that no datagram in two parts has: with one of those, the first part would wait for this.
+            Self::Fragment => [next, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
         }
     }
 }
