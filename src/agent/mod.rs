@@ -256,8 +256,11 @@ impl Agent {
         let logins = scopes.contains(&Scope::Logins) || scopes.contains(&Scope::KeyFiles);
         if logins {
             self.look_at_logins().await;
-            let penalised = self.seen.sshd.penalised().is_some();
-            self.penalty_over = penalised.then(|| tokio::time::Instant::now() + PENALTY_TIME);
+            // A drop-in that a running sshd could not be asked about yet has no event of its own.
+            let units = self.seen.sshd.units.as_deref().unwrap_or_default();
+            let runs = units.iter().any(|unit| unit.active_state == "active");
+            let again = self.seen.sshd.penalised().is_some() || self.configured.is_unproven() && runs;
+            self.penalty_over = again.then(|| tokio::time::Instant::now() + PENALTY_TIME);
             self.note_revoked_keys();
             self.look_at_host_keys();
         }

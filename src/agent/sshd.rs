@@ -79,6 +79,11 @@ impl Configured {
         }
     }
 
+    /// Whether nobody saw yet what a drop-in does to logins.
+    pub fn is_unproven(&self) -> bool {
+        self.unproven
+    }
+
     /// The change that is to be made, if one is.
     async fn change(&self) -> Observed<Option<Change>> {
         let old = match self.file.current() {
