@@ -324,14 +324,10 @@ impl Agent {
 
     /// Looks until every login works that worked then; else what was seen last, and what does not work.
     async fn until_as_good_as(&mut self, before: &Seen) -> Result<Seen, (Seen, String)> {
-        let end = Instant::now() + RELOAD_TIME;
-        loop {
-            let seen = self.look_anew().await;
-            match worse(before, &seen) {
-                None => return Ok(seen),
-                Some(reason) if Instant::now() > end => return Err((seen, reason)),
-                Some(_) => sleep(RELOAD_PAUSE).await,
-            }
+        let seen = self.look_until(async |seen| worse(before, seen).is_none()).await;
+        match worse(before, &seen) {
+            None => Ok(seen),
+            Some(reason) => Err((seen, reason)),
         }
     }
 
