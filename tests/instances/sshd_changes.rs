@@ -3,13 +3,14 @@
 //!
 //! May not live here: what is changed and why (`sshd`).
 
+use portcullis::log::id::SSHD_REFUSED;
 use portcullis_protocol::{CheckId, Status};
 
 use crate::client::Client;
 use crate::lab::{Lab, Machine, SOON, USER, eventually};
 use crate::login::ssh;
 use crate::releases::{self, TRIXIE};
-use crate::sshd::{DROP_IN, JUDGED, logs_in, methods, set};
+use crate::sshd::{DROP_IN, JUDGED, logs_in, methods, set, told};
 
 const UNPROVEN: &str = "/var/lib/portcullis/sshd-drop-in-unproven";
 
@@ -85,7 +86,7 @@ fn a_daemon_that_is_killed_before_sshd_reads_the_drop_in_has_it_read_at_its_next
 }
 
 #[test]
-fn a_drop_in_from_before_sshd_answered_is_proven_once_it_does() {
+fn a_drop_in_from_before_sshd_answered_is_judged_once_it_does() {
     let lab = Lab::new();
     let machine = lab.launch();
     let stranger = lab.stranger();
@@ -114,6 +115,26 @@ fn a_drop_in_from_before_sshd_answered_is_proven_once_it_does() {
     machine.until_ready();
     assert!(exists(&machine, DROP_IN));
     assert_eq!(methods(&lab, &machine, &stranger), "publickey");
+
+    // With it, there is no way in.
+    written_without_sshd("Match User ubuntu\\n AuthenticationMethods publickey,password\\n");
+    let check = eventually(JUDGED, "it is taken out", || {
+        let report = machine.try_status()?;
+        let check = report.check(CheckId::SshdPassword).cloned().ok_or("none")?;
+        match check.evidence.contains_key("drop_in_problem") {
+            true => Ok(check),
+            false => Err(format!("{check:?}")),
+        }
+    });
+    assert!(check.summary.contains("no longer works"), "{check:?}");
+    assert!(!exists(&machine, DROP_IN) && !exists(&machine, UNPROVEN));
+    machine.until_ready();
+    // And that is that, for the next looks too.
+    let refused = told(&machine, SSHD_REFUSED);
+    assert!(refused > 0);
+    machine.ok("touch /etc/ssh/sshd_config.d/01-image.conf");
+    machine.until_ready();
+    assert_eq!(told(&machine, SSHD_REFUSED), refused);
 }
 
 /// A reload would end it: it can't take the port that its socket has.
