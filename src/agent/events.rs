@@ -252,7 +252,7 @@ impl Sources {
             Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
             Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
             () = until(trial_ends) => Event::TrialEnds,
-            () = until(agent.penalty_over()) => Event::Look([Scope::Logins].into()),
+            () = until(agent.next_try()) => Event::Look([Scope::Logins].into()),
             () = until(agent.restart_due()) => Event::Look([Scope::Systemd].into()),
             Some(()) = self.units.recv() => {
                 sleep(SETTLE_UNITS).await;

@@ -104,8 +104,8 @@ pub struct Agent {
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
     removed_keys: RemovedKeys,
-    /// When sshd may answer this host again.
-    penalty_over: Option<tokio::time::Instant>,
+    /// When logins are looked at again without an event: sshd may answer this host again then.
+    next_try: Option<tokio::time::Instant>,
 }
 
 impl Agent {
@@ -187,7 +187,7 @@ impl Agent {
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
             removed_keys,
-            penalty_over: None,
+            next_try: None,
         })
     }
 
@@ -231,9 +231,9 @@ impl Agent {
         self.restarter.due()
     }
 
-    /// When logins are to be looked at again because sshd answered nobody of this host.
-    pub fn penalty_over(&self) -> Option<tokio::time::Instant> {
-        self.penalty_over
+    /// When logins are to be looked at again because sshd could not be asked, and nobody tells when it can be.
+    pub fn next_try(&self) -> Option<tokio::time::Instant> {
+        self.next_try
     }
 
     /// When the next key of the spec expires.
@@ -260,7 +260,7 @@ impl Agent {
             let units = self.seen.sshd.units.as_deref().unwrap_or_default();
             let runs = units.iter().any(|unit| unit.active_state == "active");
             let again = self.seen.sshd.penalised().is_some() || self.configured.is_unproven() && runs;
-            self.penalty_over = again.then(|| tokio::time::Instant::now() + PENALTY_TIME);
+            self.next_try = again.then(|| tokio::time::Instant::now() + PENALTY_TIME);
             self.note_revoked_keys();
             self.look_at_host_keys();
         }

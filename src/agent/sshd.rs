@@ -19,18 +19,18 @@ use super::state::{StateError, Store};
 use crate::log::id;
 use crate::policy::key_path::KeyPlace;
 use crate::policy::key_questions::Acceptance;
-use crate::policy::observation::{KeyState, Observed, SshdConfig, Unit};
+use crate::policy::observation::{KeyState, Observed, SshdConfig};
 use crate::policy::sshd_drop_in::{Wishes, held, text};
 use crate::system::key_place::Placing;
 use crate::system::ssh_probe;
 use crate::system::sshd::Sshd;
 use crate::system::sshd_config::DropIn;
-use crate::system::systemd::{self, Job};
+use crate::system::sshd_reload::reload;
 
-/// How long an sshd that reads its configuration anew may be out of reach: it waits for logins under way.
-const RELOAD_TIME: Duration = Duration::from_secs(5);
+/// How long an sshd that read its configuration anew may take to let in everybody again.
+const SETTLE_TIME: Duration = Duration::from_secs(5);
 /// Between two looks in that time.
-const RELOAD_PAUSE: Duration = Duration::from_millis(100);
+const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// The configured ports after the first that complete no handshake, and why. The first one is asked with
 /// the keys.
@@ -237,7 +237,7 @@ impl Agent {
                 self.configured.refused = Some((change, reason.clone()));
                 self.configured.problem = Some(reason);
                 // What systemd says of this does not help: the next look tells how sshd is.
-                match reload(&before.sshd.units).await {
+                match reload().await {
                     Ok(told) if told || answered => self.proven(),
                     _ => self.configured.unread = true,
                 }
@@ -257,7 +257,7 @@ impl Agent {
         (self.configured.unproven, self.configured.unread) = (true, true);
         self.configured.file.put(change.new.as_deref())?;
         Sshd::find()?.test().await?;
-        self.configured.unread = !reload(&before.sshd.units).await?;
+        self.configured.unread = !reload().await?;
         let seen = self
             .until_as_good_as(before)
             .await
@@ -285,7 +285,7 @@ impl Agent {
         if !self.configured.unread {
             return Ok(false);
         }
-        let told = match reload(&systemd::sshd_units().await).await {
+        let told = match reload().await {
             // Ours may be what it does not like: then it is tried again from the beginning.
             Err(reason)
                 if Sshd::find()?.test().await.is_err() && self.configured.file.current()?.is_some() =>
@@ -311,8 +311,11 @@ impl Agent {
             self.configured.problem = Some(reason);
             return seen;
         }
-        // The look tells whether it was told.
-        let _ = reload(&seen.sshd.units).await;
+        if let Err(reason) = reload().await {
+            self.configured.unread = true;
+            self.configured.problem = Some(reason);
+            return seen;
+        }
         let before = self.look_until(async |seen| all_work(seen)).await;
         let change = Change {
             new: current,
@@ -331,15 +334,15 @@ impl Agent {
         }
     }
 
-    /// Looks, after sshd was told to read its files, until it is as it should be; not for longer than that takes.
+    /// Looks, after sshd read its files, until it is as it should be; not for longer than that takes.
     async fn look_until(&mut self, is_so: impl AsyncFn(&Seen) -> bool) -> Seen {
-        let end = Instant::now() + RELOAD_TIME;
+        let end = Instant::now() + SETTLE_TIME;
         loop {
-            sleep(RELOAD_PAUSE).await;
             let seen = self.look_anew().await;
             if is_so(&seen).await || Instant::now() > end {
                 return seen;
             }
+            sleep(SETTLE_PAUSE).await;
         }
     }
 }
@@ -363,27 +366,6 @@ fn all_work(seen: &Seen) -> bool {
         )
     };
     seen.keys.iter().all(|key| takes(key) || key.installed.is_err())
-}
-
-/// Has the active service read its configuration, and waits until it was told to; false if none is active. With
-/// a socket that accepts, each connection has an sshd of its own, which reads it anyway. One that only started
-/// the service keeps its port, which an sshd that is told to reload would try to take, and end: it is restarted.
-async fn reload(units: &Observed<Vec<Unit>>) -> Observed<bool> {
-    let mut told = false;
-    for unit in units.as_ref().map_err(Clone::clone)? {
-        if unit.active_state == "active" && unit.name.ends_with(".service") {
-            let (job, done) = match systemd::is_behind_socket(&unit.name).await? {
-                true => (Job::Restart, "restarted"),
-                false => (Job::Reload, "reloaded"),
-            };
-            let result = systemd::run_job(job, &unit.name).await?;
-            if result != "done" {
-                return Err(format!("{} was not {done}: {result}", unit.name));
-            }
-            told = true;
-        }
-    }
-    Ok(told)
 }
 
 const UNPROVEN_FILE: &str = "sshd-drop-in-unproven";

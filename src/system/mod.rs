@@ -27,6 +27,7 @@ pub mod ssh_probe;
 pub mod ssh_sessions;
 pub mod sshd;
 pub mod sshd_config;
+pub mod sshd_reload;
 pub mod sshd_users;
 pub mod stamp;
 pub mod systemd;

@@ -1,4 +1,4 @@
-//! TCP sessions of this host's own sockets, from sock_diag(7), and ending one.
+//! TCP sessions and listening sockets of this host, from sock_diag(7), and ending a session.
 //!
 //! May not live here: which sessions are to end.
 
@@ -23,6 +23,8 @@ const SESSION_STATES: [u8; 4] = [1, 4, 5, 8];
 /// Offset and length of `struct inet_diag_sockid` in `struct inet_diag_msg` (linux/inet_diag.h).
 const ID_AT: usize = 4;
 const ID_BYTES: usize = 48;
+/// Where the kernel's number for the socket is in it: no later socket has the same.
+const COOKIE_AT: usize = 40;
 
 /// A TCP session of a socket of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,33 +40,61 @@ pub struct Session {
     id: Vec<u8>,
 }
 
+/// A TCP socket that listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listener {
+    /// Where.
+    pub local: SocketAddr,
+    /// The kernel's number for it (`idiag_cookie`): one that listens there later has another.
+    pub cookie: u64,
+}
+
+/// All TCP sockets of this network namespace that listen.
+///
+/// # Errors
+/// When the kernel lacks sock_diag (CONFIG_INET_DIAG).
+pub fn listeners() -> io::Result<BTreeSet<Listener>> {
+    let listener = |(_, socket): (u8, Session)| {
+        let cookie = socket.id.get(COOKIE_AT..)?.try_into().ok()?;
+        Some(Listener {
+            local: socket.local,
+            cookie: u64::from_ne_bytes(cookie),
+        })
+    };
+    Ok(dump(1 << LISTEN)?.into_iter().filter_map(listener).collect())
+}
+
 /// All TCP sessions of this network namespace's sockets.
 ///
 /// # Errors
 /// When the kernel lacks sock_diag (CONFIG_INET_DIAG).
 pub fn sessions() -> io::Result<Vec<Session>> {
-    let mut connection = Connection::open(NETLINK_SOCK_DIAG, &[])?;
-    let (mut sessions, mut listening) = (Vec::new(), BTreeSet::new());
-    for family in [AF_INET, AF_INET6] {
-        let states = SESSION_STATES
-            .iter()
-            .fold(1 << LISTEN, |all, state| all | 1 << state);
-        let question = request(family, states, &[0; ID_BYTES]);
-        for message in connection.dump(&RawMessage::new(BY_FAMILY, question))? {
-            let Some((state, session)) = read_session(message.payload()) else {
-                continue;
-            };
-            if state == LISTEN {
-                listening.insert(session.local.port());
-            } else {
-                sessions.push(session);
-            }
-        }
-    }
-    for session in &mut sessions {
+    let states = SESSION_STATES
+        .iter()
+        .fold(1 << LISTEN, |all, state| all | 1 << state);
+    let (listening, mut sessions): (Vec<_>, Vec<_>) =
+        dump(states)?.into_iter().partition(|(state, _)| *state == LISTEN);
+    let listening: BTreeSet<u16> = listening.iter().map(|(_, socket)| socket.local.port()).collect();
+    for (_, session) in &mut sessions {
         session.is_inbound = listening.contains(&session.local.port());
     }
-    Ok(sessions)
+    Ok(sessions.into_iter().map(|(_, session)| session).collect())
+}
+
+/// The TCP sockets in these states (a bit for each), and the state of each.
+fn dump(states: u32) -> io::Result<Vec<(u8, Session)>> {
+    let mut connection = Connection::open(NETLINK_SOCK_DIAG, &[])?;
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let question = request(family, states, &[0; ID_BYTES]);
+        let messages = connection.dump(&RawMessage::new(BY_FAMILY, question))?;
+        found.extend(
+            messages
+                .iter()
+                .filter_map(|message| read_session(message.payload())),
+        );
+    }
+    Ok(found)
 }
 
 /// Ends a session at once: both ends see it reset.
@@ -136,5 +166,23 @@ mod tests {
             client.read(&mut [0]).unwrap_err().kind(),
             io::ErrorKind::ConnectionReset
         );
+    }
+    #[test]
+    fn a_socket_that_listens_anew_is_another() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = listener.local_addr().unwrap();
+        let here = || -> Vec<u64> {
+            let all = listeners().unwrap();
+            let here = all.iter().filter(|l| l.local == local);
+            here.map(|l| l.cookie).collect()
+        };
+        let before = here();
+        assert_eq!(before.len(), 1);
+        assert_eq!(here(), before);
+        drop(listener);
+        assert!(here().is_empty());
+        let _again = TcpListener::bind(local).unwrap();
+        assert_eq!(here().len(), 1);
+        assert_ne!(here(), before);
     }
 }
