@@ -27,7 +27,7 @@ build: ## Build both programs for development
 
 .PHONY: test
 test: need-root setup lint deb ## Everything that CI runs; needs root (real namespaces, real instances)
-	cargo test --locked --workspace
+	cargo test --locked --workspace --no-fail-fast
 
 .PHONY: lint
 lint: ## Formatting and lints

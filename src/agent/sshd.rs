@@ -121,6 +121,8 @@ impl Agent {
         let settled = self.settle().await;
         let mut seen = match settled {
             Ok(true) => self.look_until(answers).await,
+            // What sshd said before the drop-in proves nothing.
+            _ if self.configured.unproven => self.look_anew().await,
             _ => self.look().await,
         };
         let change = match settled {

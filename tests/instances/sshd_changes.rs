@@ -116,7 +116,13 @@ fn a_drop_in_from_before_sshd_answered_is_judged_once_it_does() {
     assert!(exists(&machine, DROP_IN));
     assert_eq!(methods(&lab, &machine, &stranger), "publickey");
 
-    // With it, there is no way in.
+    // With it, there is no way in. What sshd read before must not pass for what it reads then, however long
+    // that takes it.
+    unit_says(
+        &machine,
+        "ssh.service",
+        "ExecReload=\\nExecReload=/bin/sh -c \"(sleep 2; kill -HUP $MAINPID) &\"",
+    );
     written_without_sshd("Match User ubuntu\\n AuthenticationMethods publickey,password\\n");
     let check = eventually(JUDGED, "it is taken out", || {
         let report = machine.try_status()?;
