@@ -224,7 +224,7 @@ impl Agent {
     ///
     /// # Errors
     /// When no spec of that generation is on trial, or the caller's session is too old.
-    pub fn confirm(&mut self, generation: u64, caller: Caller) -> Result<(), Refused> {
+    pub fn confirm(&mut self, generation: u64, caller: &Caller) -> Result<(), Refused> {
         let Some(trial) = self
             .trial
             .as_ref()
@@ -239,7 +239,7 @@ impl Agent {
         };
         let session = match caller {
             Caller::Local(process) => process.and_then(callers::ssh_session_start),
-            Caller::Remote { since } => Some(since),
+            Caller::Remote(remote) => Some(remote.since),
         };
         if session.is_some_and(|began| began < trial.began) {
             let reason = "this session is older than the change, so it does not show that a new one works: \

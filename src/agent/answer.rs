@@ -21,7 +21,7 @@ impl Agent {
         let terms = |confirm_s: Option<u64>, force| Terms {
             confirm: confirm_s.map(Duration::from_secs),
             force,
-            remote: matches!(caller, Caller::Remote { .. }),
+            remote: matches!(caller, Caller::Remote(_)),
             if_generation,
         };
         match request {
@@ -90,9 +90,9 @@ impl Agent {
                 self.applied(result)
             }
             Request::IfGeneration { .. } => refused(Refusal::BadInput, "a condition is for one change"),
-            Request::TrustHostKeys => self.trust_host_keys(caller).await,
+            Request::TrustHostKeys => self.trust_host_keys(&caller).await,
             Request::Confirm { generation } => {
-                let result = self.confirm(generation, caller);
+                let result = self.confirm(generation, &caller);
                 self.applied(result.map(|()| true))
             }
         }

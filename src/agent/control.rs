@@ -3,11 +3,13 @@
 //! May not live here: what a request does (`super::Agent`).
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use portcullis_protocol::control::{Answer, MAX_LINE, Refusal, Request};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -16,15 +18,24 @@ use tokio::sync::{mpsc, oneshot};
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 
 /// Who asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// A process of this host, if the kernel told which.
     Local(Option<i32>),
     /// The control plane.
-    Remote {
-        /// When its connection came, as time since boot.
-        since: Duration,
-    },
+    Remote(Remote),
+}
+
+/// A caller over HTTPS, as far as TLS proved it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// When its connection came, as time since boot.
+    pub since: Duration,
+    /// Where it came from.
+    pub address: SocketAddr,
+    /// The caller's certificate and those that it sent with it, DER. TLS proved that the caller has the
+    /// first one's key.
+    pub chain: Vec<Vec<u8>>,
 }
 
 /// A request, whose it is, and where its answer goes.

@@ -92,7 +92,7 @@ impl Agent {
     }
 
     /// Takes the host keys as they are now for this instance's own: whoever asks changed them.
-    pub(super) async fn trust_host_keys(&mut self, caller: Caller) -> Answer {
+    pub(super) async fn trust_host_keys(&mut self, caller: &Caller) -> Answer {
         self.reconcile(&[Scope::Logins].into()).await;
         let Some(instance) = self.spec.as_deref().map(|spec| spec.instance.id.to_string()) else {
             let reason = "no spec is accepted yet: host keys are remembered for the instance that it names";
@@ -141,11 +141,11 @@ fn log_change(change: &Change) {
     );
 }
 
-fn log_trust(instance: &str, before: Option<&KnownHostKeys>, now: &KnownHostKeys, caller: Caller) {
+fn log_trust(instance: &str, before: Option<&KnownHostKeys>, now: &KnownHostKeys, caller: &Caller) {
     let (old, new) = (before.map(texts).unwrap_or_default(), texts(now));
     let process = match caller {
-        Caller::Local(process) => process,
-        Caller::Remote { .. } => None,
+        Caller::Local(process) => *process,
+        Caller::Remote(_) => None,
     };
     warn!(
         MESSAGE_ID = id::HOST_KEYS_TRUSTED,

@@ -3,8 +3,6 @@
 //!
 //! May not live here: what a change means or whether it is made (`agent`), who is trusted (`identity`).
 
-use std::time::Duration;
-
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
@@ -23,7 +21,7 @@ use tokio::sync::oneshot;
 
 use super::problem::Problem;
 use super::server::{Caller, Shared};
-use crate::agent::control::Caller as Asker;
+use crate::agent::control::{Caller as Asker, Remote};
 use crate::config::trial_time;
 
 type Answered = Result<Response, Problem>;
@@ -43,17 +41,14 @@ pub(super) fn routes() -> Router<Shared> {
 
 /// A caller with a certificate of the control plane's authority. Stands first among a handler's arguments,
 /// so that nothing is read from anybody else.
-struct ControlPlane {
-    /// When the connection came, as time since boot.
-    since: Duration,
-}
+struct ControlPlane(Remote);
 
 impl<S: Sync> FromRequestParts<S> for ControlPlane {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         match parts.extensions.get() {
-            Some(Caller::ControlPlane { since }) => Ok(Self { since: *since }),
+            Some(Caller::ControlPlane(remote)) => Ok(Self(remote.clone())),
             _ => Err(Problem::not_the_control_plane()),
         }
     }
@@ -199,7 +194,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 /// Asks the agent, and waits until it is done.
 async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Answer, Problem> {
     let (sender, answer) = oneshot::channel();
-    let call = (request, Asker::Remote { since: caller.since }, sender);
+    let call = (request, Asker::Remote(caller.0.clone()), sender);
     if shared.agent.send(call).await.is_ok()
         && let Ok(answer) = answer.await
     {

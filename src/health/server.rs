@@ -28,7 +28,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::changes;
 use super::problem::Problem;
-use crate::agent::control::Call;
+use crate::agent::control::{Call, Remote};
 use crate::identity::TlsIdentity;
 use crate::policy::observation::{Observed, Tls};
 use crate::system::clock;
@@ -54,15 +54,12 @@ pub struct Published {
 }
 
 /// Who calls, as far as TLS proved it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Caller {
     /// Anybody that the gate lets through.
     Anybody,
     /// The holder of a certificate of the control plane's authority.
-    ControlPlane {
-        /// When the connection came, as time since boot.
-        since: Duration,
-    },
+    ControlPlane(Remote),
 }
 
 /// What handlers share.
@@ -109,11 +106,13 @@ pub async fn serve(
             return;
         };
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, address)) => {
                 let acceptor = TlsAcceptor::from(published.borrow().tls.clone());
                 let router = router.clone();
                 tokio::spawn(async move {
-                    let _ = tokio::time::timeout(CONNECTION_TIME, serve_one(stream, acceptor, router)).await;
+                    let _ =
+                        tokio::time::timeout(CONNECTION_TIME, serve_one(stream, address, acceptor, router))
+                            .await;
                     drop(slot);
                 });
             }
@@ -123,20 +122,19 @@ pub async fn serve(
     }
 }
 
-async fn serve_one(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
+async fn serve_one(stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, router: Router) {
     let since = clock::since_boot();
     let handshake = tokio::time::timeout(HEADER_TIME, acceptor.accept(stream)).await;
     let Ok(Ok(stream)) = handshake else { return };
     // rustls gives certificates only after it verified them against the spec's authority.
-    let verified = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .is_some_and(|chain| !chain.is_empty());
-    let caller = if verified {
-        Caller::ControlPlane { since }
-    } else {
-        Caller::Anybody
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let caller = match chain.is_empty() {
+        true => Caller::Anybody,
+        false => Caller::ControlPlane(Remote {
+            since,
+            address: SocketAddr::new(address.ip().to_canonical(), address.port()),
+            chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
+        }),
     };
     let service = TowerToHyperService::new(router.layer(Extension(caller)));
     let _ = hyper::server::conn::http1::Builder::new()
