@@ -6,6 +6,7 @@
 //! May not live here: what the files say, what is to be done if sshd does not like them.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -17,6 +18,8 @@ use crate::policy::observation::{Observed, Unit};
 
 /// How long sshd may take to read its files.
 const TIME: Duration = Duration::from_secs(10);
+/// How long one that was just told by somebody else may be out of reach. A signal that comes then is lost.
+const BUSY_TIME: Duration = Duration::from_secs(2);
 /// Between two looks at its sockets in that time; nobody tells when a socket begins to listen.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -36,13 +39,29 @@ pub async fn reload() -> Observed<bool> {
             // systemd says that it runs again once it has read its files and says so itself.
             run(Job::Restart, "restarted", &unit.name).await?;
         } else {
-            let before = listeners()?;
-            run(Job::Reload, "reloaded", &unit.name).await?;
-            until_it_listens_anew(&before, &unit.name).await?;
+            reload_listening(&unit.name).await?;
         }
         told = true;
     }
     Ok(told)
+}
+
+async fn reload_listening(unit: &str) -> Observed<()> {
+    let listen = sshd::effective_config(None).await.map(|config| config.listen);
+    // Broken files are the job's to refuse.
+    let listen: BTreeSet<SocketAddr> = listen.unwrap_or_default().into_iter().collect();
+    let _ = until(BUSY_TIME, || Ok(!listening(&listen)?.is_empty())).await?;
+    let before = listening(&listen)?;
+    run(Job::Reload, "reloaded", unit).await?;
+    // What sshd did after this it did with the files as they are now: it was not out of reach before it.
+    let anew = || listening(&listen).map(|now| !now.is_empty() && now.is_disjoint(&before));
+    match until(TIME, anew).await? {
+        true => Ok(()),
+        false => Err(format!(
+            "{unit} was reloaded, and did not listen anew within {} seconds",
+            TIME.as_secs()
+        )),
+    }
 }
 
 async fn run(job: Job, done: &str, unit: &str) -> Observed<()> {
@@ -52,22 +71,21 @@ async fn run(job: Job, done: &str, unit: &str) -> Observed<()> {
     }
 }
 
-async fn until_it_listens_anew(before: &BTreeSet<Listener>, unit: &str) -> Observed<()> {
-    let ports = sshd::effective_config(None).await?.ports;
-    let is_anew = |l: &Listener| ports.contains(&l.local.port()) && !before.contains(l);
-    let end = Instant::now() + TIME;
-    while !listeners()?.iter().any(is_anew) {
+/// Whether it became so in that time.
+async fn until(time: Duration, is_so: impl Fn() -> Observed<bool>) -> Observed<bool> {
+    let end = Instant::now() + time;
+    while !is_so()? {
         if Instant::now() > end {
-            let seconds = TIME.as_secs();
-            return Err(format!(
-                "{unit} was reloaded, and did not listen anew within {seconds} seconds"
-            ));
+            return Ok(false);
         }
         sleep(PAUSE).await;
     }
-    Ok(())
+    Ok(true)
 }
 
-fn listeners() -> Observed<BTreeSet<Listener>> {
-    sockets::listeners().map_err(|error| format!("cannot tell which sockets listen: {error}"))
+/// The sockets that listen at these addresses.
+fn listening(addresses: &BTreeSet<SocketAddr>) -> Observed<BTreeSet<Listener>> {
+    let all = sockets::listeners().map_err(|error| format!("cannot tell which sockets listen: {error}"))?;
+    let here = |listener: &Listener| addresses.contains(&listener.local);
+    Ok(all.into_iter().filter(here).collect())
 }

@@ -49,6 +49,14 @@ pub fn ssh_as(user: &str, lab: &Lab, machine: &Machine, from: &Outsider, identit
     command
 }
 
+/// Has sshd read its files, and waits until it did: systemd is done when sshd was told, and for a moment after
+/// that it listens nowhere.
+pub fn reload_sshd(machine: &Machine) {
+    machine.ok("sockets() { ss -Hltne 'sport = :ssh' | grep -o 'sk:[0-9a-f]*'; }
+        before=$(sockets); systemctl reload ssh
+        until now=$(sockets) && [ \"$now\" != \"$before\" ]; do sleep 0.05; done");
+}
+
 /// Tries to log in with a password, and with no key.
 pub fn with_password(lab: &Lab, machine: &Machine, from: &Outsider, password: &str) -> Output {
     let answer = lab.path("askpass");
@@ -88,8 +96,8 @@ fn the_injected_key_logs_in_and_no_other_key_or_password_does() {
     let refused = with_password();
     assert_eq!(refused.code, Some(255), "{refused:?}");
     assert!(refused.stderr.contains("Permission denied"), "{refused:?}");
-    machine
-        .ok("echo 'PasswordAuthentication yes' > /etc/ssh/sshd_config.d/00-test.conf; systemctl reload ssh");
+    machine.ok("echo 'PasswordAuthentication yes' > /etc/ssh/sshd_config.d/00-test.conf");
+    reload_sshd(&machine);
     eventually(SOON, "the password is taken", || {
         let output = with_password();
         if output.stdout.trim() == USER {

@@ -10,7 +10,7 @@ use portcullis_protocol::{CheckId, Status};
 use portcullis_provision::local::Outsider;
 
 use crate::lab::{Lab, Machine, Run, SOON, USER, eventually};
-use crate::login::ssh;
+use crate::login::{reload_sshd, ssh};
 
 pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-portcullis.conf";
 const SYSTEM: &str = "/etc/portcullis/authorized_keys.d";
@@ -115,8 +115,9 @@ fn hardening_turns_passwords_off_before_an_images_drop_in_and_back_on_when_it_is
     let stranger = lab.stranger();
     machine.ok(
         "printf 'PasswordAuthentication yes\\nKbdInteractiveAuthentication yes\\nPermitRootLogin no\\n' \
-         > /etc/ssh/sshd_config.d/01-image.conf; systemctl reload ssh",
+         > /etc/ssh/sshd_config.d/01-image.conf",
     );
+    reload_sshd(&machine);
     eventually(SOON, "passwords are offered", || {
         match methods(&lab, &machine, &stranger) {
             methods if methods == "publickey,password,keyboard-interactive" => Ok(()),
@@ -182,9 +183,9 @@ fn a_match_block_that_takes_passwords_of_one_of_the_users_names_that_user() {
     machine.until_check(CheckId::SshdPassword, Status::Pass);
     let block = |user: &str| {
         machine.ok(&format!(
-            "printf 'Match User {user}\\n PasswordAuthentication yes\\n' > /etc/ssh/sshd_config.d/10-match.conf
-            systemctl reload ssh"
+            "printf 'Match User {user}\\n PasswordAuthentication yes\\n' > /etc/ssh/sshd_config.d/10-match.conf"
         ));
+        reload_sshd(&machine);
     };
     block(USER);
     let check = machine.until_check(CheckId::SshdPassword, Status::Warn);
@@ -215,8 +216,9 @@ fn hardening_that_would_lock_somebody_out_is_taken_back() {
     ] {
         set(&machine, "");
         machine.ok(&format!(
-            "printf 'PasswordAuthentication yes\\n{image}\\n' > /etc/ssh/sshd_config.d/01-image.conf; systemctl reload ssh"
+            "printf 'PasswordAuthentication yes\\n{image}\\n' > /etc/ssh/sshd_config.d/01-image.conf"
         ));
+        reload_sshd(&machine);
         machine.until_ready();
         set(&machine, "[sshd]\\nharden = true\\n");
         let check = eventually(JUDGED, "it is taken back", || {
@@ -246,8 +248,8 @@ fn hardening_that_would_lock_somebody_out_is_taken_back() {
         assert_eq!(told(&machine, SSHD_REFUSED), refused);
     }
     // Once the cause is gone it is done.
-    machine
-        .ok("echo 'PasswordAuthentication yes' > /etc/ssh/sshd_config.d/01-image.conf; systemctl reload ssh");
+    machine.ok("echo 'PasswordAuthentication yes' > /etc/ssh/sshd_config.d/01-image.conf");
+    reload_sshd(&machine);
     machine.until_check(CheckId::SshdPassword, Status::Pass);
     assert!(logs_in(&lab, &machine, &stranger));
 }
@@ -257,9 +259,9 @@ fn a_main_file_that_includes_no_drop_ins_is_named() {
     let lab = Lab::new();
     let machine = lab.launch();
     machine.ok(
-        "sed -i 's/^Include/#Include/' /etc/ssh/sshd_config; echo 'PasswordAuthentication yes' >> /etc/ssh/sshd_config
-        systemctl reload ssh",
+        "sed -i 's/^Include/#Include/' /etc/ssh/sshd_config; echo 'PasswordAuthentication yes' >> /etc/ssh/sshd_config",
     );
+    reload_sshd(&machine);
     set(&machine, "[sshd]\\nharden = true\\n");
     let check = eventually(JUDGED, "it is told", || {
         let report = machine.try_status()?;

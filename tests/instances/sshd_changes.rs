@@ -8,7 +8,7 @@ use portcullis_protocol::{CheckId, Status};
 
 use crate::client::Client;
 use crate::lab::{Lab, Machine, SOON, USER, eventually};
-use crate::login::ssh;
+use crate::login::{reload_sshd, ssh};
 use crate::releases::{self, TRIXIE};
 use crate::sshd::{DROP_IN, JUDGED, logs_in, methods, set, told};
 
@@ -43,8 +43,8 @@ fn a_daemon_that_is_killed_before_sshd_reads_the_drop_in_has_it_read_at_its_next
     let machine = lab.launch();
     let stranger = lab.stranger();
     let home = format!("/home/{USER}/.ssh/authorized_keys");
-    machine
-        .ok("echo 'PasswordAuthentication yes' > /etc/ssh/sshd_config.d/01-image.conf; systemctl reload ssh");
+    machine.ok("echo 'PasswordAuthentication yes' > /etc/ssh/sshd_config.d/01-image.conf");
+    reload_sshd(&machine);
     machine.until_check(CheckId::SshdPassword, Status::Warn);
     // A reload that takes its time and then comes to nothing, and a daemon that does not come back at once.
     unit_says(
