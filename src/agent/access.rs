@@ -73,15 +73,13 @@ impl Revocations {
 }
 
 impl Store {
-    fn revocations(&self) -> Result<Revocations, StateError> {
+    /// What was revoked; a file that can't be read is an error, never nothing.
+    fn revocations(&self) -> Result<Revocations, String> {
         let path = self.path(FILE);
-        let Some(bytes) = self.read(&path, MAX_BYTES)? else {
+        let Some(bytes) = self.read(&path, MAX_BYTES).map_err(|e| e.to_string())? else {
             return Ok(Revocations::default());
         };
-        serde_json::from_slice(&bytes).map_err(|e| StateError::Damaged {
-            path,
-            reason: e.to_string(),
-        })
+        serde_json::from_slice(&bytes).map_err(|e| format!("{}: damaged: {e}", path.display()))
     }
 
     fn save_revocations(&self, revocations: &Revocations) -> Result<(), StateError> {
@@ -114,7 +112,7 @@ pub struct Access {
 impl Access {
     /// With what an earlier process kept.
     pub fn new(policy: Policy, store: &Store) -> Self {
-        let revoked = store.revocations().map_err(|e| e.to_string());
+        let revoked = store.revocations();
         if let Err(reason) = &revoked {
             error!(
                 MESSAGE_ID = id::DEGRADED,

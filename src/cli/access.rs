@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use portcullis_protocol::access::{AccessList, Role, RoleAccess, names};
+use portcullis_protocol::access::{AccessList, Permission, Role, RoleAccess, names};
 use portcullis_protocol::control::{Answer, Request};
 use serde_json::json;
 
@@ -116,9 +116,10 @@ fn text(access: &AccessList) -> String {
 }
 
 fn row(role: &RoleAccess) -> [String; 4] {
-    let may = match role.permissions.is_empty() {
-        true => "nothing".to_owned(),
-        false => names(&role.permissions),
+    let may = match role.permissions.as_slice() {
+        [] => "nothing".to_owned(),
+        all if all.len() == Permission::ALL.len() => "everything".to_owned(),
+        some => names(some),
     };
     let narrowed = if role.narrowed {
         " (narrowed by the settings)"
@@ -159,7 +160,7 @@ fn time(time: Duration) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use portcullis_protocol::access::{LastUse, Permission, Revoked};
+    use portcullis_protocol::access::{LastUse, Revoked};
 
     use super::*;
 
