@@ -15,6 +15,7 @@
 mod common;
 
 mod access;
+mod access_certificates;
 mod api;
 mod api_commands;
 mod api_refusals;
