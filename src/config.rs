@@ -3,6 +3,8 @@
 //! `portcullis.toml` first, then `conf.d/*.toml` in the order of their names; a later value wins.
 //! May not live here: anything of the spec.
 
+mod access;
+
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -13,6 +15,7 @@ use portcullis_protocol::UserName;
 use portcullis_protocol::key::MIN_RSA_BITS;
 use serde::Deserialize;
 
+use crate::policy::access::Policy;
 use crate::policy::key_path::KeyPlace;
 use crate::policy::links::LinkSettings;
 use crate::policy::sshd_drop_in::Wishes;
@@ -58,6 +61,8 @@ pub struct Settings {
     /// PEM file of the authorities that the report's receiver is checked against; the system's own
     /// if there is none.
     pub report_ca_file: Option<PathBuf>,
+    /// What callers over HTTPS may do.
+    pub access: Policy,
 }
 
 impl Default for Settings {
@@ -79,6 +84,7 @@ impl Default for Settings {
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
             report_interval: Duration::from_secs(300),
             report_ca_file: None,
+            access: Policy::default(),
         }
     }
 }
@@ -102,6 +108,7 @@ struct RawFile {
     sshd: RawSshd,
     health: RawHealth,
     report: RawReport,
+    access: access::RawAccess,
 }
 
 #[derive(Default, Deserialize)]
@@ -201,6 +208,7 @@ impl Settings {
         set(&mut new.exclusive_table, raw.firewall.exclusive_table);
         set(&mut new.log_denied, raw.firewall.log_denied);
         new.apply_keys(raw.keys)?;
+        raw.access.apply(&mut new.access)?;
         set(&mut new.sshd.harden, raw.sshd.harden);
         set(&mut new.restart_sshd, raw.sshd.restart);
         set(&mut new.listen, raw.health.listen);

@@ -59,6 +59,10 @@ pub mod id {
     pub const SSHD_CONFIGURED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e51";
     /// Our drop-in could not be put in place, or was taken back.
     pub const SSHD_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e52";
+    /// A caller over HTTPS was refused: its certificate, its role, or what it asked for.
+    pub const ACCESS_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e64";
+    /// The owner revoked a role, or restored one.
+    pub const ACCESS_CHANGED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e65";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }

@@ -14,6 +14,9 @@ use super::control::{Caller, refused};
 impl Agent {
     /// Answers a caller.
     pub async fn answer(&mut self, request: Request, caller: Caller) -> Answer {
+        if let Err(denial) = self.admit(&request, &caller) {
+            return refused(Refusal::NotPermitted, denial.to_string());
+        }
         let (request, if_generation) = match request {
             Request::IfGeneration { generation, change } => (*change, Some(generation)),
             request => (request, None),
@@ -90,6 +93,10 @@ impl Agent {
                 self.applied(result)
             }
             Request::IfGeneration { .. } => refused(Refusal::BadInput, "a condition is for one change"),
+            Request::Access => self.access(false),
+            Request::RevokeAccess { role } => self.revoke_access(role, &caller),
+            Request::RestoreAccess { role } => self.restore_access(role, &caller),
+            Request::HandshakeRefused { reason } => self.handshake_refused(reason, &caller),
             Request::TrustHostKeys => self.trust_host_keys(&caller).await,
             Request::Confirm { generation } => {
                 let result = self.confirm(generation, &caller);

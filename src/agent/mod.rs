@@ -4,6 +4,7 @@
 //! does not depend on this process being alive.
 
 mod accept;
+pub mod access;
 mod answer;
 pub mod control;
 pub mod denied;
@@ -42,6 +43,7 @@ use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd};
 use crate::system::systemd;
+use access::Access;
 use denied::Denied;
 use gate::guard::Guard;
 use restart::Restarter;
@@ -87,6 +89,7 @@ pub struct Agent {
     /// Why the last spec was refused, until one is accepted.
     refused: Option<String>,
     guard: Guard,
+    access: Access,
     neighbours: watch::Receiver<Observed<Comparison>>,
     denied: Denied,
     configured: Configured,
@@ -157,6 +160,7 @@ impl Agent {
         let denied = Denied::watch(settings.log_denied);
         let configured = Configured::new(settings.sshd, &store);
         let restarter = Restarter::new(settings.restart_sshd);
+        let access = Access::new(settings.access.clone(), &store);
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
         let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
@@ -173,6 +177,7 @@ impl Agent {
             before_trial,
             refused,
             guard,
+            access,
             neighbours,
             denied,
             configured,

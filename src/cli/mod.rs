@@ -2,6 +2,7 @@
 //!
 //! May not live here: anything that a subcommand does beyond asking and printing.
 
+mod access;
 mod apply;
 mod check;
 mod denied;
@@ -102,6 +103,9 @@ enum Command {
     /// Show and change whose keys are let in, and by which host keys this instance is known.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// Show and change who may do what over the HTTPS API.
+    #[command(subcommand)]
+    Access(access::AccessCommand),
     /// Show the daemon's last report.
     #[command(after_help = "Example:\n  portcullis status --watch")]
     Status(status::StatusArguments),
@@ -179,6 +183,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Confirm(arguments) => apply::confirm(&global, &arguments),
         Command::Firewall(command) => firewall::run(&global, &command),
         Command::Keys(command) => keys::run(&global, &command),
+        Command::Access(command) => access::run(&global, &command),
         Command::Explain(arguments) => explain::run(&global, &arguments),
         Command::Status(status) => status::run(&global, &status),
     }

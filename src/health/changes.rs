@@ -24,7 +24,7 @@ use super::server::{Caller, Shared};
 use crate::agent::control::{Caller as Asker, Remote};
 use crate::config::trial_time;
 
-type Answered = Result<Response, Problem>;
+pub(super) type Answered = Result<Response, Problem>;
 
 /// The routes. A body may be as long as the longest spec.
 pub(super) fn routes() -> Router<Shared> {
@@ -41,7 +41,7 @@ pub(super) fn routes() -> Router<Shared> {
 
 /// A caller with a certificate of the control plane's authority. Stands first among a handler's arguments,
 /// so that nothing is read from anybody else.
-struct ControlPlane(Remote);
+pub(super) struct ControlPlane(Remote);
 
 impl<S: Sync> FromRequestParts<S> for ControlPlane {
     type Rejection = Problem;
@@ -192,7 +192,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 }
 
 /// Asks the agent, and waits until it is done.
-async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Answer, Problem> {
+pub(super) async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Answer, Problem> {
     let (sender, answer) = oneshot::channel();
     let call = (request, Asker::Remote(caller.0.clone()), sender);
     if shared.agent.send(call).await.is_ok()
@@ -207,7 +207,7 @@ async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Ans
     Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
 }
 
-fn unexpected() -> Problem {
+pub(super) fn unexpected() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "there was no answer")
 }
 

@@ -16,6 +16,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use portcullis_protocol::control::{Answer, Request as Ask};
 use portcullis_protocol::{Report, Secret};
 use rustls::ServerConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -23,13 +24,14 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::changes;
+use super::changes::{self, Answered, ControlPlane};
 use super::problem::Problem;
-use crate::agent::control::{Call, Remote};
+use crate::agent::control::{Call, Caller as Asker, Remote};
 use crate::identity::TlsIdentity;
+use crate::identity::caller::handshake_refusal;
 use crate::policy::observation::{Observed, Tls};
 use crate::system::clock;
 
@@ -98,7 +100,7 @@ pub async fn serve(
     let router = router(Shared {
         published: published.clone(),
         identity,
-        agent,
+        agent: agent.clone(),
     });
     loop {
         // The semaphore is never closed.
@@ -108,11 +110,10 @@ pub async fn serve(
         match listener.accept().await {
             Ok((stream, address)) => {
                 let acceptor = TlsAcceptor::from(published.borrow().tls.clone());
-                let router = router.clone();
+                let (router, agent) = (router.clone(), agent.clone());
                 tokio::spawn(async move {
-                    let _ =
-                        tokio::time::timeout(CONNECTION_TIME, serve_one(stream, address, acceptor, router))
-                            .await;
+                    let served = serve_one(stream, address, acceptor, router, agent);
+                    let _ = tokio::time::timeout(CONNECTION_TIME, served).await;
                     drop(slot);
                 });
             }
@@ -122,17 +123,28 @@ pub async fn serve(
     }
 }
 
-async fn serve_one(stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, router: Router) {
+async fn serve_one(
+    stream: TcpStream,
+    address: SocketAddr,
+    acceptor: TlsAcceptor,
+    router: Router,
+    agent: mpsc::Sender<Call>,
+) {
     let since = clock::since_boot();
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     let handshake = tokio::time::timeout(HEADER_TIME, acceptor.accept(stream)).await;
-    let Ok(Ok(stream)) = handshake else { return };
+    let stream = match handshake {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tell_refused(&error, since, address, &agent),
+        Err(_) => return,
+    };
     // rustls gives certificates only after it verified them against the spec's authority.
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let caller = match chain.is_empty() {
         true => Caller::Anybody,
         false => Caller::ControlPlane(Remote {
             since,
-            address: SocketAddr::new(address.ip().to_canonical(), address.port()),
+            address,
             chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
         }),
     };
@@ -143,6 +155,28 @@ async fn serve_one(stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor
         .max_buf_size(MAX_HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), service)
         .await;
+}
+
+/// Tells the agent of a client certificate that failed the handshake, so that it is counted. If the agent
+/// is busy, nobody waits for that.
+fn tell_refused(error: &std::io::Error, since: Duration, address: SocketAddr, agent: &mpsc::Sender<Call>) {
+    let error = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(reason) = error.and_then(handshake_refusal) else {
+        return;
+    };
+    let remote = Remote {
+        since,
+        address,
+        chain: Vec::new(),
+    };
+    let (nobody_waits, _) = oneshot::channel();
+    let _ = agent.try_send((
+        Ask::HandshakeRefused { reason },
+        Asker::Remote(remote),
+        nobody_waits,
+    ));
 }
 
 fn router(shared: Shared) -> Router {
@@ -189,18 +223,11 @@ async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) 
     (status, text).into_response()
 }
 
-async fn health(State(shared): State<Shared>, Extension(caller): Extension<Caller>) -> Response {
-    if caller == Caller::Anybody {
-        return Problem::not_the_control_plane().into_response();
-    }
-    let report = shared.published.borrow().report.clone();
-    match report {
-        Some(report) => Json(&*report).into_response(),
-        None => Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the first report is not there yet",
-        )
-        .into_response(),
+/// The report comes from the agent, which judges whether the caller may have it.
+async fn health(caller: ControlPlane, State(shared): State<Shared>) -> Answered {
+    match changes::ask(&shared, &caller, Ask::Status).await? {
+        Answer::Report { report } => Ok(Json(report).into_response()),
+        _ => Err(changes::unexpected()),
     }
 }
 

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod conflicts;
 pub mod danger;
 pub mod denied;

@@ -1,11 +1,11 @@
-//! Where a local process comes from: the SSH session above it, if there is one.
+//! Where a local process comes from: the SSH session above it, the user who logged in, if there is one.
 //!
 //! May not live here: what that means for its requests.
 
 use std::fs;
 use std::time::Duration;
 
-use nix::unistd::{SysconfVar, sysconf};
+use nix::unistd::{SysconfVar, Uid, User, sysconf};
 
 /// Processes between a command and its SSH session; more is no session.
 const DEPTH: usize = 32;
@@ -22,6 +22,15 @@ pub fn ssh_session_start(pid: i32) -> Option<Duration> {
         process = Process::read(process.parent)?;
     }
     None
+}
+
+/// The user whose login a process comes from, also after sudo (loginuid, proc_pid_loginuid(5)); `None` for
+/// one that comes from no login: of a unit, of a kernel without auditing.
+pub fn login_user(pid: i32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/loginuid")).ok()?;
+    let uid: u32 = text.trim().parse().ok().filter(|uid| *uid != u32::MAX)?;
+    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    Some(user.map_or_else(|| format!("uid {uid}"), |user| user.name))
 }
 
 /// When a process began, as time since boot; `None` if there is none.

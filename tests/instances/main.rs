@@ -14,6 +14,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod access;
+mod access_certificates;
 mod api;
 mod api_commands;
 mod api_refusals;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use jiff::Timestamp;
 
+use crate::access::{AccessList, Role};
 use crate::denied::DeniedSample;
 use crate::report::HostKey;
 use crate::{AuthorizedKey, FirewallRule, Peer, Report, Spec};
@@ -102,6 +103,35 @@ pub enum Request {
     },
     /// Take sshd's host keys as they are now for this instance's own.
     TrustHostKeys,
+    /// Who may do what over the HTTPS API, and who did.
+    Access,
+    /// Refuse everything that holders of a role ask over the HTTPS API, from now on.
+    RevokeAccess {
+        /// The role; all, if there is none.
+        role: Option<Role>,
+    },
+    /// Let holders of a role in again.
+    RestoreAccess {
+        /// The role; all, if there is none.
+        role: Option<Role>,
+    },
+    /// Nothing is asked: the endpoint tells that a caller's certificate failed the handshake.
+    HandshakeRefused {
+        /// What TLS said of it.
+        reason: HandshakeRefusal,
+    },
+}
+
+/// Why a client certificate failed the TLS handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HandshakeRefusal {
+    /// No certificate of the spec's authority, or not for clients.
+    Authority,
+    /// Its end is over.
+    Expired,
+    /// Its beginning is to come.
+    NotYetValid,
 }
 
 /// Callers may be other programs than ours: what they send has not been checked.
@@ -140,6 +170,13 @@ pub enum Answer {
         confirm_until: Option<Timestamp>,
         /// The report after it.
         report: Box<Report>,
+    },
+    /// Who may do what over the HTTPS API.
+    Access {
+        /// Whether anything had to be changed.
+        changed: bool,
+        /// As it is now.
+        access: Box<AccessList>,
     },
     /// The host keys that are this instance's own.
     HostKeys {

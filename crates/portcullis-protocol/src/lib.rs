@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod control;
 pub mod denied;
 pub mod host_key;

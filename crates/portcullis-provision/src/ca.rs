@@ -9,9 +9,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use portcullis_protocol::Secret;
+use portcullis_protocol::access::{Role, external_id_urn};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
 };
 
 use crate::{Error, Result};
@@ -24,6 +26,21 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
 /// How long the authority itself lives: ten years.
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// Whom a client certificate is for.
+#[derive(Clone, Debug)]
+pub struct ClientName {
+    /// Its common name, which instances show in their logs: 1 to 64 printable ASCII characters.
+    pub name: String,
+    /// What its holder may do.
+    pub role: Role,
+    /// The external ids (`control_plane.external_id`) of the instances that it is for. An instance whose spec
+    /// has one refuses a certificate that does not name it.
+    pub external_ids: Vec<Secret>,
+    /// From now until its end. [`CLOCK_SKEW`] comes on top, and instances let in 24 h in all, unless their
+    /// owners say otherwise.
+    pub lifetime: Duration,
+}
 
 /// A certificate authority: an ECDSA P-256 key in a folder.
 pub struct Ca {
@@ -108,19 +125,40 @@ impl Ca {
         &self.certificate_pem
     }
 
-    /// A new client certificate for `role` (its common name), valid from [`CLOCK_SKEW`] before now
-    /// until `lifetime` after.
+    /// A new client certificate of the role `operator`, for instances without an external id.
     ///
     /// # Errors
-    /// When `role` is not 1 to 64 printable ASCII characters, or there is no randomness.
-    pub fn issue(&self, role: &str, lifetime: Duration) -> Result<ClientCertificate> {
-        if role.is_empty() || role.len() > 64 || !role.bytes().all(|b| b.is_ascii_graphic()) {
+    /// As [`Ca::issue_for`].
+    pub fn issue(&self, name: &str, lifetime: Duration) -> Result<ClientCertificate> {
+        self.issue_for(&ClientName {
+            name: name.to_owned(),
+            role: Role::Operator,
+            external_ids: Vec::new(),
+            lifetime,
+        })
+    }
+
+    /// A new client certificate, valid from [`CLOCK_SKEW`] before now. Role and external ids stand among its
+    /// subject alternative names, as `urn:portcullis:role:ROLE` and `urn:portcullis:external-id:ID`.
+    ///
+    /// # Errors
+    /// When the name is not 1 to 64 printable ASCII characters, the lifetime is too long, or there is no
+    /// randomness.
+    pub fn issue_for(&self, client: &ClientName) -> Result<ClientCertificate> {
+        let name = client.name.as_str();
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(Error::BadInput(format!(
-                "{role:?} is not a role: 1 to 64 printable ASCII characters without spaces"
+                "{name:?} is not a name: 1 to 64 printable ASCII characters without spaces"
             )));
         }
         let key = new_key()?;
-        let mut params = params(role, lifetime)?;
+        let mut params = params(name, client.lifetime)?;
+        let ids = client.external_ids.iter().map(|id| external_id_urn(id.expose()));
+        for uri in std::iter::once(client.role.urn()).chain(ids) {
+            params
+                .subject_alt_names
+                .push(SanType::URI(uri.try_into().map_err(signing)?));
+        }
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -207,6 +245,38 @@ mod tests {
     }
 
     #[test]
+    fn role_and_external_id_stand_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::init(folder.path()).unwrap();
+        let client = ClientName {
+            name: "net".into(),
+            role: Role::Network,
+            external_ids: vec![Secret::new("7f0c"), Secret::new("a b")],
+            lifetime: DEFAULT_LIFETIME,
+        };
+        let issued = ca.issue_for(&client).unwrap();
+        let (_, pem) = parse_x509_pem(issued.certificate_pem.as_bytes()).unwrap();
+        let certificate = pem.parse_x509().unwrap();
+        let names = certificate.subject_alternative_name().unwrap().unwrap().value;
+        let uris: Vec<&str> = names
+            .general_names
+            .iter()
+            .map(|name| match name {
+                GeneralName::URI(uri) => *uri,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            uris,
+            [
+                "urn:portcullis:role:network",
+                "urn:portcullis:external-id:7f0c",
+                "urn:portcullis:external-id:a%20b"
+            ]
+        );
+    }
+
+    #[test]
     fn the_key_is_for_its_owner_and_never_replaced() {
         let folder = tempfile::tempdir().unwrap();
         Ca::init(folder.path()).unwrap();
@@ -219,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn silly_roles_and_lifetimes_are_refused() {
+    fn silly_names_and_lifetimes_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let ca = Ca::init(folder.path()).unwrap();
         assert!(ca.issue("a\nb", DEFAULT_LIFETIME).is_err());

@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Context, duration, output};
-use crate::ca::{Ca, certificate_path, write_private};
+use portcullis_protocol::Secret;
+use portcullis_protocol::access::Role;
+
+use crate::ca::{Ca, ClientName, certificate_path, write_private};
+use crate::local::external_ids;
 use crate::{Error, Result};
 
 #[derive(clap::Args)]
@@ -23,12 +27,20 @@ enum Command {
     #[command(after_help = "\
 Example:
   portcullisctl ca client --lifetime 15m --out ./client
-  curl --cert client.pem --key client.key --insecure https://10.77.0.2:7443/v1/health")]
+  curl --cert client.pem --key client.key --insecure https://10.77.0.2:7443/v1/health
+  portcullisctl ca client --role observer --name grafana --lifetime 12h --out ./grafana")]
     Client {
-        /// The certificate's common name
+        /// What its holder may do: observer reads, network and keys change those too, operator does all
+        #[arg(long, default_value_t = Role::Operator)]
+        role: Role,
+        /// The certificate's common name, for logs
         #[arg(long, default_value = "control-plane")]
-        role: String,
-        /// How long it is valid
+        name: String,
+        /// An external id of instances that it is for; those of all instances here, if left out
+        #[arg(long, value_name = "ID")]
+        external_id: Vec<String>,
+        /// How long it is valid; an instance refuses what is valid for more than 24 h in all, the 5 minutes
+        /// before now included, unless its owner set another limit
         #[arg(long, default_value = "1h", value_parser = duration)]
         lifetime: Duration,
         /// Where to write it: OUT.pem and OUT.key (mode 0600)
@@ -45,10 +57,25 @@ impl Arguments {
                 Ca::init(&folder)?;
                 vec![("certificate", certificate_path(&folder))]
             }
-            Command::Client { role, lifetime, out } => {
+            Command::Client {
+                role,
+                name,
+                external_id,
+                lifetime,
+                out,
+            } => {
+                let external_ids = match external_id.is_empty() {
+                    true => external_ids(&context.state_dir)?,
+                    false => external_id.iter().map(Secret::new).collect(),
+                };
                 let issued = Ca::open(&folder)
                     .map_err(|e| Error::Failed(format!("{e}; `portcullisctl ca init` makes an authority")))?
-                    .issue(role, *lifetime)?;
+                    .issue_for(&ClientName {
+                        name: name.clone(),
+                        role: *role,
+                        external_ids,
+                        lifetime: *lifetime,
+                    })?;
                 let (certificate, key) = (with_suffix(out, ".pem"), with_suffix(out, ".key"));
                 write_private(&key, &issued.key_pem)?;
                 write_private(&certificate, &issued.certificate_pem)?;

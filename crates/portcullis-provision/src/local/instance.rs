@@ -40,6 +40,20 @@ pub(crate) struct Record {
     pub(crate) identity: Option<PinnedIdentity>,
 }
 
+impl Record {
+    /// The record in an instance's folder.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("instance.json");
+        let text = fs::read(&path).map_err(Error::file("read", &path))?;
+        serde_json::from_slice(&text).map_err(|e| {
+            Error::Failed(format!(
+                "{}: {e}; `portcullisctl terminate` removes the instance",
+                path.display()
+            ))
+        })
+    }
+}
+
 /// Whether an instance runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -135,18 +149,10 @@ pub struct Instance {
 
 impl Instance {
     pub(crate) fn load(folder: &Path, network: &Network) -> Result<Self> {
-        let path = folder.join("instance.json");
-        let text = fs::read(&path).map_err(Error::file("read", &path))?;
-        let record = serde_json::from_slice(&text).map_err(|e| {
-            Error::Failed(format!(
-                "{}: {e}; `portcullisctl terminate` removes the instance",
-                path.display()
-            ))
-        })?;
         Ok(Self {
             folder: folder.to_owned(),
             network: network.clone(),
-            record,
+            record: Record::read(folder)?,
         })
     }
 

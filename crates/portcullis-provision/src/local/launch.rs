@@ -119,12 +119,13 @@ impl LocalProvider {
         let _lock = image::lock(&self.state_dir().join(".lock"))?;
         self.network().ensure()?;
         make_folder(&self.state_dir().join("instances"))?;
+        let external_id = super::team::external_id(self.state_dir())?;
         let mut allocated = Vec::new();
         for (request, image) in requests.iter().zip(images) {
             let folder = self.instance_folder(&request.name);
             fs::create_dir(&folder).map_err(Error::file("make", &folder))?;
             undo.names.push(request.name.clone());
-            let spec = new_spec(request, client_ca)?;
+            let spec = new_spec(request, client_ca, &external_id)?;
             let instance = Instance {
                 folder,
                 network: self.network().clone(),
@@ -256,7 +257,7 @@ fn introduce(launched: &mut [Instance], members: &[Instance]) -> Result<()> {
     Ok(())
 }
 
-fn new_spec(request: &LaunchRequest, client_ca: &str) -> Result<Spec> {
+fn new_spec(request: &LaunchRequest, client_ca: &str, external_id: &Secret) -> Result<Spec> {
     let name = |text: &str, field: &str| -> Result<Name> {
         text.parse().map_err(|e| Error::BadInput(format!("{field}: {e}")))
     };
@@ -291,7 +292,7 @@ fn new_spec(request: &LaunchRequest, client_ca: &str) -> Result<Spec> {
         control_plane: Some(ControlPlane {
             sources: GATEWAY.map(Into::into).to_vec(),
             client_ca: Some(client_ca.to_owned()),
-            external_id: Some(Secret::new(random_hex(16)?)),
+            external_id: Some(external_id.clone()),
             report_url: None,
             enrolment_token: Some(Secret::new(random_hex(32)?)),
         }),
@@ -300,7 +301,7 @@ fn new_spec(request: &LaunchRequest, client_ca: &str) -> Result<Spec> {
     Spec::from_json(&spec.to_json()).map_err(|e| Error::BadInput(format!("{}: {e}", request.name)))
 }
 
-fn random_hex(bytes: usize) -> Result<String> {
+pub(super) fn random_hex(bytes: usize) -> Result<String> {
     let mut random = vec![0; bytes];
     ring::rand::SystemRandom::new()
         .fill(&mut random)

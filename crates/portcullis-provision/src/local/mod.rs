@@ -11,6 +11,7 @@ mod instance;
 mod launch;
 mod network;
 mod request;
+mod team;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -24,8 +25,11 @@ pub use instance::{AGENT_PORT, Instance, State};
 pub use launch::LaunchRequest;
 pub use network::{GATEWAY, Network, Outsider, in_namespace};
 pub use request::{parse_allow, read_keys};
+pub(crate) use team::external_ids;
 
-use crate::ca::{Ca, ClientCertificate, DEFAULT_LIFETIME};
+use portcullis_protocol::access::Role;
+
+use crate::ca::{Ca, ClientCertificate, ClientName, DEFAULT_LIFETIME};
 use crate::{Error, Progress, Result};
 use exec::run;
 use instance::Process;
@@ -99,12 +103,26 @@ impl LocalProvider {
         Ca::open_or_init(&self.state.join("ca"))
     }
 
-    /// A fresh certificate of the control plane, kept in memory only.
+    /// A fresh certificate of the control plane, kept in memory only. Its role is `operator`, and it names the
+    /// external ids of all instances that there are now.
     ///
     /// # Errors
-    /// When the authority can't be used.
+    /// When the authority can't be used, or a record can't be read.
     pub fn client_certificate(&self) -> Result<ClientCertificate> {
-        self.ca()?.issue("control-plane", DEFAULT_LIFETIME)
+        self.client_certificate_for(Role::Operator)
+    }
+
+    /// As [`LocalProvider::client_certificate`], for another role.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn client_certificate_for(&self, role: Role) -> Result<ClientCertificate> {
+        self.ca()?.issue_for(&ClientName {
+            name: "control-plane".to_owned(),
+            role,
+            external_ids: external_ids(&self.state)?,
+            lifetime: DEFAULT_LIFETIME,
+        })
     }
 
     /// All instances, by name.
@@ -112,18 +130,9 @@ impl LocalProvider {
     /// # Errors
     /// When a record can't be read.
     pub fn list(&self) -> Result<Vec<Instance>> {
-        let folder = self.state.join("instances");
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(Error::file("read", &folder)(e)),
-        };
         let mut found = Vec::new();
-        for entry in entries.flatten() {
-            // One without a record is just being made or removed.
-            if entry.path().join("instance.json").exists() {
-                found.push(Instance::load(&entry.path(), &self.network)?);
-            }
+        for folder in team::folders(&self.state)? {
+            found.push(Instance::load(&folder, &self.network)?);
         }
         found.sort_by(|a, b| a.name().cmp(b.name()));
         Ok(found)
