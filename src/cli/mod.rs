@@ -3,6 +3,7 @@
 //! May not live here: anything that a subcommand does beyond asking and printing.
 
 mod apply;
+mod audit;
 mod check;
 mod denied;
 mod explain;
@@ -102,6 +103,12 @@ enum Command {
     /// Show and change whose keys are let in, and by which host keys this instance is known.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// Show who changed what and who was refused, and check that the log of it is whole.
+    #[command(
+        after_help = "Examples:\n  portcullis audit --since 1h\n  portcullis audit --format json | jq '.records[]'\n  \
+        portcullis audit verify"
+    )]
+    Audit(audit::AuditArguments),
     /// Show the daemon's last report.
     #[command(after_help = "Example:\n  portcullis status --watch")]
     Status(status::StatusArguments),
@@ -179,6 +186,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Confirm(arguments) => apply::confirm(&global, &arguments),
         Command::Firewall(command) => firewall::run(&global, &command),
         Command::Keys(command) => keys::run(&global, &command),
+        Command::Audit(arguments) => audit::run(&global, &arguments),
         Command::Explain(arguments) => explain::run(&global, &arguments),
         Command::Status(status) => status::run(&global, &status),
     }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod conflicts;
 pub mod danger;
 pub mod denied;
