@@ -8,6 +8,7 @@ mod access;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -63,7 +64,13 @@ pub struct Settings {
     pub report_ca_file: Option<PathBuf>,
     /// What callers over HTTPS may do.
     pub access: Policy,
+    /// Most bytes of the audit log's files together: [`AUDIT_BYTES`].
+    pub audit_max_bytes: u64,
 }
+
+/// How long the audit log may be: below, a file would hold a few records; above, it could not be checked in
+/// memory.
+pub const AUDIT_BYTES: RangeInclusive<u64> = (128 << 10)..=(256 << 20);
 
 impl Default for Settings {
     fn default() -> Self {
@@ -85,6 +92,7 @@ impl Default for Settings {
             report_interval: Duration::from_secs(300),
             report_ca_file: None,
             access: Policy::default(),
+            audit_max_bytes: 16 << 20,
         }
     }
 }
@@ -109,6 +117,13 @@ struct RawFile {
     health: RawHealth,
     report: RawReport,
     access: access::RawAccess,
+    audit: RawAudit,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawAudit {
+    max_bytes: Option<u64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -219,6 +234,11 @@ impl Settings {
         match raw.report.ca_file {
             Some(path) if path.as_os_str().is_empty() => new.report_ca_file = None,
             path => new.report_ca_file = absolute("report.ca_file", path)?.or(new.report_ca_file),
+        }
+        set(&mut new.audit_max_bytes, raw.audit.max_bytes);
+        if !AUDIT_BYTES.contains(&new.audit_max_bytes) {
+            let (least, most) = AUDIT_BYTES.into_inner();
+            return Err(format!("audit.max_bytes: from {least} to {most}"));
         }
         if new.listen.port() == 0 {
             return Err("health.listen: port 0 can't be found by anybody".to_owned());
@@ -376,6 +396,7 @@ mod tests {
                 "\"a\" is both",
             ),
             ("[keys]\nfile = \"etc\"", "`home` or `system`"),
+            ("[audit]\nmax_bytes = 4096", "audit.max_bytes: from 131072"),
             ("[keys", "line 1"),
         ] {
             let error = read(text).unwrap_err();

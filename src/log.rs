@@ -63,6 +63,12 @@ pub mod id {
     pub const ACCESS_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e64";
     /// The owner revoked a role, or restored one.
     pub const ACCESS_CHANGED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e65";
+    /// A record of the audit log.
+    pub const AUDIT: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e68";
+    /// The audit log can't be written: its records wait in memory.
+    pub const AUDIT_FAILED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e69";
+    /// The audit log was found to be changed, cut or taken away.
+    pub const AUDIT_BROKEN: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e6a";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }

@@ -67,12 +67,12 @@ impl Agent {
         let bytes = match files::read(&path, MAX_SPEC_BYTES) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return,
-            Err(error) => return self.refuse(format!("{}: {error}", path.display())),
+            Err(error) => return self.refuse(&path, (Refusal::Failed, error.to_string())),
         };
         warn_if_readable(&path);
         let spec = match Spec::from_json(&bytes) {
             Ok(spec) => spec,
-            Err(error) => return self.refuse(format!("{}: {error}", path.display())),
+            Err(error) => return self.refuse(&path, (Refusal::BadInput, error.to_string())),
         };
         // On every boot the file of the first boot is still there.
         let accepted = self.spec.as_ref().map(|s| s.generation);
@@ -89,12 +89,17 @@ impl Agent {
             force: true,
             ..Terms::default()
         };
-        if let Err((_, reason)) = self.accept(spec, &path.display().to_string(), terms).await {
-            self.refuse(format!("{}: {reason}", path.display()));
+        let before = self.spec.clone();
+        match self.accept(spec, &path.display().to_string(), terms).await {
+            Ok(_) => self.record_file(&path, before.as_ref(), None),
+            Err(refused) => self.refuse(&path, refused),
         }
     }
 
-    fn refuse(&mut self, reason: String) {
+    fn refuse(&mut self, path: &Path, (kind, reason): Refused) {
+        let holds = self.spec.clone();
+        self.record_file(path, holds.as_ref(), Some((kind, reason.clone())));
+        let reason = format!("{}: {reason}", path.display());
         log_refusal(&reason);
         self.refused = Some(reason);
         self.publish();
@@ -265,6 +270,7 @@ impl Agent {
             return;
         };
         let generation = trial.spec.generation.get();
+        let on_trial = self.spec.take();
         self.spec = self.before_trial.take();
         let reason =
             format!("generation {generation} was not confirmed in time: what held before holds again");
@@ -273,6 +279,7 @@ impl Agent {
             GENERATION = generation,
             "{reason}"
         );
+        self.record_own("trial-ended", on_trial.as_ref(), Some(reason.clone()));
         self.refused = Some(reason);
         if let Err(error) = self.store.forget_trial() {
             warn!(MESSAGE_ID = id::DEGRADED, %error, "the trial that is over stays on disk until the next start");

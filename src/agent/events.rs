@@ -41,6 +41,7 @@ pub async fn run(settings: Settings, started: impl FnOnce()) -> Result<(), Strin
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
     let mut agent = Agent::new(settings).await?;
     let mut sources = Sources::open(&agent).await?;
+    agent.audit_start();
     agent.take_spec_file().await;
     agent.reconcile(&Scope::ALL.into()).await;
     agent.end_sessions();
@@ -60,6 +61,7 @@ pub async fn run(settings: Settings, started: impl FnOnce()) -> Result<(), Strin
         tell_systemd(&agent, false);
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    agent.audit_stop();
     info!(MESSAGE_ID = id::STOPPED, "stopped; the gate stays in the kernel");
     Ok(())
 }
@@ -74,6 +76,8 @@ enum Event {
     Call(control::Call),
     /// The time of a spec on trial is over.
     TrialEnds,
+    /// The audit log has something to write.
+    Audit,
     /// Nothing that needs doing at once; the watchdog is told that we live.
     Alive,
 }
@@ -84,9 +88,10 @@ async fn handle(agent: &mut Agent, event: Event) {
         Event::Look(scopes) => agent.reconcile(&scopes).await,
         Event::Call((request, caller, answer)) => {
             // A caller who went away needs no answer.
-            let _ = answer.send(agent.answer(request, caller).await);
+            let _ = answer.send(agent.answer_recorded(request, caller).await);
         }
         Event::TrialEnds => agent.end_trial().await,
+        Event::Audit => agent.tend_audit(),
         Event::Alive => {}
     }
 }
@@ -252,6 +257,7 @@ impl Sources {
             Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
             Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
             () = until(trial_ends) => Event::TrialEnds,
+            () = until(agent.audit_due()) => Event::Audit,
             () = until(agent.next_try()) => Event::Look([Scope::Logins].into()),
             () = until(agent.restart_due()) => Event::Look([Scope::Systemd].into()),
             Some(()) = self.units.recv() => {

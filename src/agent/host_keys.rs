@@ -69,6 +69,8 @@ impl Agent {
                         KEYS = keys_text,
                         "the host keys of {instance} are remembered: {keys_text}"
                     );
+                    let holds = self.spec.clone();
+                    self.record_own("remember-host-keys", holds.as_ref(), Some(keys_text));
                     Ok(Some(keys))
                 }
                 Err(error) => {

@@ -6,6 +6,7 @@
 mod accept;
 pub mod access;
 mod answer;
+pub mod audit;
 pub mod control;
 pub mod denied;
 pub mod events;
@@ -109,6 +110,7 @@ pub struct Agent {
     removed_keys: RemovedKeys,
     /// When logins are looked at again without an event: sshd may answer this host again then.
     next_try: Option<tokio::time::Instant>,
+    audit: audit::log::Log,
 }
 
 impl Agent {
@@ -169,6 +171,10 @@ impl Agent {
             token,
             tls,
         });
+        let audit = audit::log::Log::new(
+            audit::log::Log::folder(&settings.state_dir),
+            settings.audit_max_bytes,
+        );
         Ok(Self {
             settings,
             store,
@@ -193,6 +199,7 @@ impl Agent {
             key_files: BTreeSet::new(),
             removed_keys,
             next_try: None,
+            audit,
         })
     }
 

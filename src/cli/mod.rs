@@ -4,6 +4,7 @@
 
 mod access;
 mod apply;
+mod audit;
 mod check;
 mod denied;
 mod explain;
@@ -106,6 +107,12 @@ enum Command {
     /// Show and change who may do what over the HTTPS API.
     #[command(subcommand)]
     Access(access::AccessCommand),
+    /// Show who changed what and who was refused, and check that the log of it is whole.
+    #[command(
+        after_help = "Examples:\n  portcullis audit --since 1h\n  portcullis audit --format json | jq '.records[]'\n  \
+        portcullis audit verify"
+    )]
+    Audit(audit::AuditArguments),
     /// Show the daemon's last report.
     #[command(after_help = "Example:\n  portcullis status --watch")]
     Status(status::StatusArguments),
@@ -184,6 +191,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Firewall(command) => firewall::run(&global, &command),
         Command::Keys(command) => keys::run(&global, &command),
         Command::Access(command) => access::run(&global, &command),
+        Command::Audit(arguments) => audit::run(&global, &arguments),
         Command::Explain(arguments) => explain::run(&global, &arguments),
         Command::Status(status) => status::run(&global, &status),
     }

@@ -3,6 +3,7 @@
 //! May not live here: what that means for its requests.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use nix::unistd::{SysconfVar, Uid, User, sysconf};
@@ -36,6 +37,46 @@ pub fn login_user(pid: i32) -> Option<String> {
 /// When a process began, as time since boot; `None` if there is none.
 pub fn began(pid: i32) -> Option<Duration> {
     Some(Process::read(pid)?.began)
+}
+
+/// What the audit log says of a process that asked for something.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    /// Its effective user.
+    pub uid: Option<u32>,
+    /// Its name, and those of the processes above it, up to four. They are what those processes call themselves.
+    pub command: Option<String>,
+    /// Who logged in: the kernel's login uid (pam_loginuid(8)), else the user of the nearest process above it
+    /// that is not root's.
+    pub login_uid: Option<u32>,
+}
+
+/// Describes a process, which is there for as long as it waits for an answer.
+pub fn describe(pid: i32) -> Description {
+    const NAMED: usize = 4;
+    let uid_of = |pid: i32| Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid());
+    let login = fs::read_to_string(format!("/proc/{pid}/loginuid")).ok();
+    // Unset is the highest number (audit_set_loginuid in the kernel's sources).
+    let mut login_uid = login
+        .and_then(|text| text.trim().parse().ok())
+        .filter(|uid| *uid != u32::MAX);
+    let mut names = Vec::new();
+    let mut at = Process::read(pid).map(|process| (pid, process));
+    for _ in 0..DEPTH {
+        let Some((number, process)) = at.take().filter(|(number, _)| *number > 1) else {
+            break;
+        };
+        if names.len() < NAMED {
+            names.push(process.name);
+        }
+        login_uid = login_uid.or_else(|| uid_of(number).filter(|uid| *uid != 0));
+        at = Process::read(process.parent).map(|parent| (process.parent, parent));
+    }
+    Description {
+        uid: uid_of(pid),
+        command: (!names.is_empty()).then(|| names.join(" < ")),
+        login_uid,
+    }
 }
 
 struct Process {
@@ -88,5 +129,15 @@ mod tests {
         let process = Process::read(pid).unwrap();
         assert!(process.began <= crate::system::clock::since_boot());
         assert_eq!(ssh_session_start(1), None);
+    }
+
+    #[test]
+    fn a_process_is_described_with_those_above_it() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let described = describe(pid);
+        assert_eq!(described.uid, Some(nix::unistd::geteuid().as_raw()));
+        let own = Process::read(pid).unwrap().name;
+        assert!(described.command.unwrap().starts_with(&own));
+        assert_eq!(describe(i32::MAX), Description::default());
     }
 }

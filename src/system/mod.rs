@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod addresses;
 pub mod as_user;
+pub mod audit_file;
 pub mod callers;
 pub mod clock;
 pub mod command;

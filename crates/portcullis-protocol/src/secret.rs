@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use zeroize::Zeroizing;
 
 /// A secret (enrolment token, external id). `Debug` and `Display` never show it; its memory is
 /// wiped on drop (SRE-2).
-#[derive(Clone, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
+#[derive(Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(transparent)]
 pub struct Secret(#[schemars(with = "String")] Zeroizing<String>);
 
@@ -28,6 +28,15 @@ impl Secret {
     }
 }
 
+impl<'de> Deserialize<'de> for Secret {
+    /// An error would show the value that is not text, and errors are logged.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Zeroizing::<String>::deserialize(deserializer);
+        text.map(Self)
+            .map_err(|_| de::Error::custom("a text is expected"))
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
@@ -41,5 +50,17 @@ mod tests {
     #[test]
     fn debug_does_not_show_it() {
         assert_eq!(format!("{:?}", Secret::new("hunter2")), "Secret(…)");
+    }
+
+    #[test]
+    fn an_error_does_not_show_it() {
+        for json in ["12345", "[12345]", "{\"12345\":1}", "\"12345"] {
+            let error = serde_json::from_str::<Secret>(json).unwrap_err().to_string();
+            assert!(
+                error.contains("a text is expected") && !error.contains("12345"),
+                "{error}"
+            );
+        }
+        assert_eq!(serde_json::from_str::<Secret>("\"x\"").unwrap().expose(), "x");
     }
 }
