@@ -14,6 +14,13 @@ use super::control::{Caller, refused};
 impl Agent {
     /// Answers a caller.
     pub async fn answer(&mut self, request: Request, caller: Caller) -> Answer {
+        let name = request.name();
+        let answer = self.answer_to(request, &caller).await;
+        self.metrics.answered(name, &caller, &answer);
+        answer
+    }
+
+    async fn answer_to(&mut self, request: Request, caller: &Caller) -> Answer {
         let (request, if_generation) = match request {
             Request::IfGeneration { generation, change } => (*change, Some(generation)),
             request => (request, None),
@@ -90,9 +97,10 @@ impl Agent {
                 self.applied(result)
             }
             Request::IfGeneration { .. } => refused(Refusal::BadInput, "a condition is for one change"),
-            Request::TrustHostKeys => self.trust_host_keys(&caller).await,
+            Request::TrustHostKeys => self.trust_host_keys(caller).await,
+            Request::Metrics => self.metrics(),
             Request::Confirm { generation } => {
-                let result = self.confirm(generation, &caller);
+                let result = self.confirm(generation, caller);
                 self.applied(result.map(|()| true))
             }
         }

@@ -14,6 +14,7 @@ pub mod key_audit;
 mod key_changes;
 mod login_questions;
 pub mod logins;
+pub mod metrics;
 pub mod neighbours;
 pub mod report;
 pub mod restart;
@@ -25,7 +26,7 @@ pub mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use portcullis_protocol::{Report, Spec};
@@ -44,6 +45,7 @@ use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, S
 use crate::system::systemd;
 use denied::Denied;
 use gate::guard::Guard;
+use metrics::Metrics;
 use restart::Restarter;
 use session_keys::RemovedKeys;
 use sshd::Configured;
@@ -106,6 +108,7 @@ pub struct Agent {
     removed_keys: RemovedKeys,
     /// When logins are looked at again without an event: sshd may answer this host again then.
     next_try: Option<tokio::time::Instant>,
+    metrics: Metrics,
 }
 
 impl Agent {
@@ -153,6 +156,7 @@ impl Agent {
             conflicts: not_yet(),
             trial_until: None,
         };
+        let metrics = Metrics::new(guard.durations());
         let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
         let denied = Denied::watch(settings.log_denied);
         let configured = Configured::new(settings.sshd, &store);
@@ -188,6 +192,7 @@ impl Agent {
             key_files: BTreeSet::new(),
             removed_keys,
             next_try: None,
+            metrics,
         })
     }
 
@@ -254,7 +259,9 @@ impl Agent {
             self.known_logins.forget();
         }
         let logins = scopes.contains(&Scope::Logins) || scopes.contains(&Scope::KeyFiles);
+        let durations = self.metrics.durations.clone();
         if logins {
+            let start = Instant::now();
             self.look_at_logins().await;
             // A drop-in that a running sshd could not be asked about yet has no event of its own.
             let units = self.seen.sshd.units.as_deref().unwrap_or_default();
@@ -263,21 +270,26 @@ impl Agent {
             self.next_try = again.then(|| tokio::time::Instant::now() + PENALTY_TIME);
             self.note_revoked_keys();
             self.look_at_host_keys();
+            durations.took("logins", start);
         }
         if scopes.contains(&Scope::Systemd) {
+            let start = Instant::now();
             self.seen.systemd = systemd::observe().await;
+            durations.took("systemd", start);
         }
         if logins || scopes.contains(&Scope::Systemd) {
             self.restarter.tend().await;
             self.tell_care();
         }
         if scopes.contains(&Scope::Endpoint) {
+            let start = Instant::now();
             self.seen.tls = match &self.identity_lost {
                 Some(reason) => Err(format!(
                     "the TLS key can't be kept, callers who pinned it are turned away: {reason}"
                 )),
                 None => server::observe(self.settings.listen, &self.identity).await,
             };
+            durations.took("endpoint", start);
         }
         self.publish();
     }

@@ -41,7 +41,7 @@ pub(super) fn routes() -> Router<Shared> {
 
 /// A caller with a certificate of the control plane's authority. Stands first among a handler's arguments,
 /// so that nothing is read from anybody else.
-struct ControlPlane(Remote);
+pub(super) struct ControlPlane(Remote);
 
 impl<S: Sync> FromRequestParts<S> for ControlPlane {
     type Rejection = Problem;
@@ -192,7 +192,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 }
 
 /// Asks the agent, and waits until it is done.
-async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Answer, Problem> {
+pub(super) async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Answer, Problem> {
     let (sender, answer) = oneshot::channel();
     let call = (request, Asker::Remote(caller.0.clone()), sender);
     if shared.agent.send(call).await.is_ok()
@@ -207,7 +207,8 @@ async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Ans
     Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
 }
 
-fn unexpected() -> Problem {
+/// The agent answered something else than was asked.
+pub(super) fn unexpected() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "there was no answer")
 }
 

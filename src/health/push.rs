@@ -14,6 +14,7 @@ use reqwest::{Certificate, Client, StatusCode};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use super::metrics::PushCounts;
 use crate::log::id;
 
 /// Longest wait between two tries, in seconds.
@@ -60,7 +61,7 @@ fn news(report: &Report) -> News {
 }
 
 /// Pushes until the task is dropped.
-pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Delivery>) {
+pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Delivery>, counts: PushCounts) {
     let mut client = None;
     let mut told: Option<News> = None;
     loop {
@@ -68,7 +69,9 @@ pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Deliver
         if let (Some(url), Some(report)) = (&delivery.url, &delivery.report)
             && told != Some(news(report))
         {
-            told = deliver(&settings, &mut client, url, &mut deliveries).await;
+            counts.waiting(1);
+            told = deliver(&settings, &mut client, url, &mut deliveries, &counts).await;
+            counts.waiting(0);
             if deliveries.has_changed().is_err() {
                 return;
             }
@@ -88,6 +91,7 @@ async fn deliver(
     client: &mut Option<Client>,
     url: &str,
     deliveries: &mut watch::Receiver<Delivery>,
+    counts: &PushCounts,
 ) -> Option<News> {
     let backoff = ExponentialBuilder::default()
         .with_jitter()
@@ -99,9 +103,16 @@ async fn deliver(
         let delivery = deliveries.borrow_and_update().clone();
         let report = delivery.report.filter(|_| delivery.url.as_deref() == Some(url))?;
         let wait = match post(settings, client, url, &report).await {
-            Ok(()) => return Some(news(&report)),
-            Err(Failure::Later(wait)) => wait.min(MAX_WAIT),
+            Ok(()) => {
+                counts.delivered();
+                return Some(news(&report));
+            }
+            Err(Failure::Later(wait)) => {
+                counts.deferred();
+                wait.min(MAX_WAIT)
+            }
             Err(Failure::Other(reason)) => {
+                counts.failed();
                 warn!(
                     MESSAGE_ID = id::REPORT_FAILED,
                     REASON = reason,

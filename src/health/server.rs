@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -27,6 +28,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::changes;
+use super::metrics::{self, Counts};
 use super::problem::Problem;
 use crate::agent::control::{Call, Remote};
 use crate::identity::TlsIdentity;
@@ -69,6 +71,8 @@ pub(super) struct Shared {
     identity: Arc<TlsIdentity>,
     /// Where the agent is asked.
     pub(super) agent: mpsc::Sender<Call>,
+    /// What the endpoint counts.
+    pub(super) counts: Counts,
 }
 
 /// Binds the endpoint's port; IPv4 only where the kernel has no IPv6.
@@ -93,12 +97,14 @@ pub async fn serve(
     published: watch::Receiver<Published>,
     identity: Arc<TlsIdentity>,
     agent: mpsc::Sender<Call>,
+    counts: Counts,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let router = router(Shared {
         published: published.clone(),
         identity,
         agent,
+        counts: counts.clone(),
     });
     loop {
         // The semaphore is never closed.
@@ -109,10 +115,10 @@ pub async fn serve(
             Ok((stream, address)) => {
                 let acceptor = TlsAcceptor::from(published.borrow().tls.clone());
                 let router = router.clone();
+                let counts = counts.clone();
                 tokio::spawn(async move {
-                    let _ =
-                        tokio::time::timeout(CONNECTION_TIME, serve_one(stream, address, acceptor, router))
-                            .await;
+                    let connection = serve_one(stream, address, acceptor, router, &counts);
+                    let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
                     drop(slot);
                 });
             }
@@ -122,9 +128,16 @@ pub async fn serve(
     }
 }
 
-async fn serve_one(stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, router: Router) {
+async fn serve_one(
+    stream: TcpStream,
+    address: SocketAddr,
+    acceptor: TlsAcceptor,
+    router: Router,
+    counts: &Counts,
+) {
     let since = clock::since_boot();
     let handshake = tokio::time::timeout(HEADER_TIME, acceptor.accept(stream)).await;
+    counts.handshake(&handshake);
     let Ok(Ok(stream)) = handshake else { return };
     // rustls gives certificates only after it verified them against the spec's authority.
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
@@ -152,6 +165,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/health", get(health))
         .route("/v1/identity", get(identity))
         .merge(changes::routes())
+        .merge(metrics::routes())
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             Problem::new(
@@ -159,6 +173,7 @@ fn router(shared: Shared) -> Router {
                 "this path does not know that method",
             )
         })
+        .layer(from_fn_with_state(shared.counts.clone(), metrics::count))
         .with_state(shared)
 }
 

@@ -3,6 +3,8 @@
 //!
 //! May not live here: HTTP, sockets.
 
+pub mod expiry;
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
