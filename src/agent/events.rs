@@ -140,11 +140,10 @@ impl Sources {
                 warn!(MESSAGE_ID = id::DEGRADED, %error, "{socket}: local commands can't reach the daemon")
             }
         }
-        let counts = Counts::default();
         match server::bind(settings.listen).await {
             Ok(listener) => {
                 let (published, identity) = (agent.published(), agent.identity());
-                let (calls, counts) = (call_sender.clone(), counts.clone());
+                let (calls, counts) = (call_sender.clone(), Counts::default());
                 tokio::spawn(server::serve(listener, published, identity, calls, counts));
             }
             Err(error) => {
@@ -156,7 +155,7 @@ impl Sources {
             interval: settings.report_interval,
             ca_file: settings.report_ca_file.clone(),
         };
-        tokio::spawn(push::run(push, agent.deliveries(), counts.push));
+        tokio::spawn(push::run(push, agent.deliveries(), agent.pushes()));
         let (unit_sender, units) = mpsc::channel(1);
         tokio::spawn(async move {
             while !unit_sender.is_closed() {

@@ -22,6 +22,7 @@ use tracing::warn;
 
 use super::Agent;
 use super::control::{Caller, refused};
+use crate::health::push::PushState;
 use crate::identity::expiry;
 use crate::log::id;
 use crate::policy::observation::{Gate, Observed};
@@ -154,6 +155,7 @@ impl Metrics {
             "How long a look at a part of the instance took, with what was done about it",
             self.durations.0.clone(),
         );
+        page.pushes(&seen.pushes);
         page.certificates(&seen.certificates);
         page.add(
             "portcullis_agent_requests",
@@ -183,6 +185,7 @@ struct Seen<'a> {
     /// Each certificate that must not end, and when it does, in seconds since 1970.
     certificates: Vec<(&'static str, Observed<i64>)>,
     process: Observed<Process>,
+    pushes: PushState,
 }
 
 impl Agent {
@@ -202,6 +205,7 @@ impl Agent {
                 .map_err(|e| e.to_string()),
             certificates,
             process: process::observe(),
+            pushes: self.pushes.borrow().clone(),
         };
         self.metrics.note("denied", &seen.denied);
         self.metrics.note("process", &seen.process);
@@ -243,6 +247,7 @@ mod tests {
             denied: Err("no table".to_owned()),
             certificates: vec![("instance", Ok(67_090_118_400)), ("client-ca", Err("bad".into()))],
             process: process::observe(),
+            pushes: PushState::default(),
         }
     }
 
@@ -250,7 +255,13 @@ mod tests {
     fn what_can_not_be_had_is_left_out_and_told() {
         let gate = Gate::default();
         let text = Metrics::new(Durations::default()).text(&seen(&gate)).unwrap();
-        for absent in ["portcullis_ready", "portcullis_spec", "denied_total", "client-ca"] {
+        for absent in [
+            "portcullis_ready",
+            "portcullis_spec",
+            "denied_total",
+            "client-ca",
+            "last_success",
+        ] {
             assert!(!text.contains(absent), "{absent}: {text}");
         }
         for line in [
@@ -279,6 +290,12 @@ mod tests {
             ..Gate::default()
         };
         let mut seen = seen(&gate);
+        seen.pushes = PushState {
+            queued: 2,
+            oldest: Some("2026-01-01T00:00:00Z".parse().unwrap()),
+            delivered: 5,
+            ..PushState::default()
+        };
         let tcp = Count {
             packets: 7,
             bytes: 420,
@@ -296,6 +313,10 @@ mod tests {
             "portcullis_packets_denied_total{reason=\"tcp\"} 7.0",
             "portcullis_denied_bytes_total{reason=\"tcp\"} 420.0",
             "# UNIT portcullis_denied_bytes bytes",
+            "portcullis_report_queue_length 2.0",
+            "portcullis_report_queue_oldest_timestamp_seconds 1767225600.0",
+            "portcullis_report_pushes_total{result=\"delivered\"} 5.0",
+            "portcullis_report_pushes_total{result=\"failed\"} 0.0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}: {text}");
         }

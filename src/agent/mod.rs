@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::config::Settings;
-use crate::health::push::Delivery;
+use crate::health::push::{Delivery, PushState};
 use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
@@ -102,6 +102,7 @@ pub struct Agent {
     report: Option<Arc<Report>>,
     published: watch::Sender<Published>,
     deliveries: watch::Sender<Delivery>,
+    pushes: watch::Sender<PushState>,
     known_logins: logins::Memory,
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
@@ -188,6 +189,7 @@ impl Agent {
             report: None,
             published,
             deliveries: watch::Sender::default(),
+            pushes: watch::Sender::default(),
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
             removed_keys,
@@ -204,6 +206,11 @@ impl Agent {
     /// What is pushed.
     pub fn deliveries(&self) -> watch::Receiver<Delivery> {
         self.deliveries.subscribe()
+    }
+
+    /// Where it is told how pushing goes.
+    pub fn pushes(&self) -> watch::Sender<PushState> {
+        self.pushes.clone()
     }
 
     /// The TLS identity.

@@ -1,11 +1,8 @@
-//! `/metrics`: what the agent has counted, with what the endpoint and the push have, as the caller reads it.
+//! `/metrics`: what the agent has counted, with what the endpoint has, as the caller reads it.
 //!
 //! Strangers can make counters go up and no more: labels are routes that exist, methods that are known, and
 //! classes of statuses.
 //! May not live here: what the agent counts (`agent::metrics`).
-
-use std::sync::atomic::AtomicU64;
-use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -18,8 +15,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
 use super::changes::{ControlPlane, ask, unexpected};
 use super::problem::Problem;
@@ -51,13 +47,11 @@ fn results(all: [&'static str; 3]) -> Results {
     family
 }
 
-/// What the endpoint counts, and what the push does. A clone counts for the same.
+/// What the endpoint counts. A clone counts for the same.
 #[derive(Clone)]
 pub struct Counts {
     requests: Family<RequestLabels, Counter>,
     handshakes: Results,
-    /// For whoever pushes reports.
-    pub push: PushCounts,
 }
 
 impl Default for Counts {
@@ -65,7 +59,6 @@ impl Default for Counts {
         Self {
             requests: Family::default(),
             handshakes: results(["done", "failed", "timeout"]),
-            push: PushCounts::default(),
         }
     }
 }
@@ -106,76 +99,7 @@ impl Counts {
             "TLS handshakes with callers of the endpoint",
             self.handshakes.clone(),
         );
-        self.push.register(&mut registry);
         registry
-    }
-}
-
-/// What is counted of pushed reports. A clone counts for the same.
-#[derive(Clone)]
-pub struct PushCounts {
-    pushes: Results,
-    waiting: Gauge,
-    /// 0: none was delivered yet.
-    last_success: Gauge<f64, AtomicU64>,
-}
-
-impl Default for PushCounts {
-    fn default() -> Self {
-        Self {
-            pushes: results(["delivered", "deferred", "failed"]),
-            waiting: Gauge::default(),
-            last_success: Gauge::default(),
-        }
-    }
-}
-
-impl PushCounts {
-    /// A report was taken, now.
-    pub fn delivered(&self) {
-        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        self.last_success.set(now.as_secs_f64().floor());
-        self.count("delivered");
-    }
-
-    /// The receiver asked for patience.
-    pub fn deferred(&self) {
-        self.count("deferred");
-    }
-
-    /// A try failed.
-    pub fn failed(&self) {
-        self.count("failed");
-    }
-
-    /// So many reports wait for being taken.
-    pub fn waiting(&self, reports: i64) {
-        self.waiting.set(reports);
-    }
-
-    fn count(&self, result: &'static str) {
-        self.pushes.get_or_create(&ResultLabels { result }).inc();
-    }
-
-    fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "portcullis_report_pushes",
-            "Tries to push a report, by result",
-            self.pushes.clone(),
-        );
-        registry.register(
-            "portcullis_report_queue_length",
-            "Reports that wait for being taken by the receiver",
-            self.waiting.clone(),
-        );
-        if self.last_success.get() > 0.0 {
-            registry.register_with_unit(
-                "portcullis_report_last_success_timestamp",
-                "When the receiver took a report last",
-                Unit::Seconds,
-                self.last_success.clone(),
-            );
-        }
     }
 }
 
@@ -334,7 +258,7 @@ mod tests {
              portcullis_build_info{version=\"1\"} 1\n",
             "# TYPE portcullis_http_requests_total counter\n\
              portcullis_http_requests_total{method=\"GET\",route=\"/readyz\",code=\"2xx\"} 1\n",
-            "# TYPE portcullis_report_queue_length gauge\nportcullis_report_queue_length 0\n",
+            "portcullis_tls_handshakes_total{result=\"timeout\"} 0\n",
         ] {
             assert!(prometheus.contains(block), "{block}: {prometheus}");
         }
@@ -343,28 +267,5 @@ mod tests {
         }
         let samples = |text: &str| text.lines().filter(|l| !l.starts_with('#')).count();
         assert_eq!(samples(&prometheus), samples(&text));
-    }
-
-    #[test]
-    fn a_delivery_is_told_once_there_was_one() {
-        let name = "portcullis_report_last_success_timestamp_seconds";
-        let text = |push: &PushCounts| {
-            let mut registry = Registry::default();
-            push.register(&mut registry);
-            let mut text = String::new();
-            encode(&mut text, &registry).unwrap();
-            text
-        };
-        let push = PushCounts::default();
-        assert!(!text(&push).contains(name));
-        push.clone().delivered();
-        let said = text(&push);
-        let line = said.lines().find(|line| line.starts_with(name)).unwrap();
-        let time: f64 = line.rsplit_once(' ').unwrap().1.parse().unwrap();
-        assert!(time > 1_700_000_000.0, "{line}");
-        assert!(
-            said.contains("portcullis_report_pushes_total{result=\"delivered\"} 1\n"),
-            "{said}"
-        );
     }
 }

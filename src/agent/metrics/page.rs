@@ -13,6 +13,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::Seen;
 use crate::agent::denied::reasons;
+use crate::health::push::PushState;
 use crate::policy::observation::{Gate, Observed};
 use crate::system::nftables::Count;
 use crate::system::process::Process;
@@ -28,14 +29,22 @@ struct Samples {
     rows: Vec<(Labels, f64)>,
 }
 
+impl Samples {
+    fn write(&self, encoder: &mut MetricEncoder<'_>, value: f64) -> fmt::Result {
+        match self.is_counter {
+            true => encoder.encode_counter::<NoLabelSet, f64, f64>(&value, None),
+            false => encoder.encode_gauge(&value),
+        }
+    }
+}
+
 impl EncodeMetric for Samples {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         for (labels, value) in &self.rows {
-            let mut encoder = encoder.encode_family(labels)?;
-            if self.is_counter {
-                encoder.encode_counter::<NoLabelSet, f64, f64>(value, None)?;
+            if labels.is_empty() {
+                self.write(&mut encoder, *value)?;
             } else {
-                encoder.encode_gauge(value)?;
+                self.write(&mut encoder.encode_family(labels)?, *value)?;
             }
         }
         Ok(())
@@ -206,6 +215,39 @@ impl Page {
             counts
                 .iter()
                 .map(|(reason, count)| (labels(reason), count.bytes as f64)),
+        );
+    }
+
+    /// Reports that are pushed.
+    pub(super) fn pushes(&mut self, pushes: &PushState) {
+        let result = |name: &str| vec![("result", name.to_owned())];
+        self.counters(
+            "portcullis_report_pushes",
+            "Tries to push a report, by result",
+            [
+                (result("delivered"), pushes.delivered as f64),
+                (result("failed"), pushes.failed as f64),
+            ],
+        );
+        self.gauge(
+            "portcullis_report_queue_length",
+            "Reports that wait for being taken by the receiver",
+            pushes.queued as f64,
+        );
+        self.gauge(
+            "portcullis_report_queue_oldest_timestamp_seconds",
+            "Since when the oldest report waits",
+            pushes.oldest.map(seconds),
+        );
+        self.counters(
+            "portcullis_reports_dropped",
+            "Reports that were dropped because no more could wait",
+            [(Labels::new(), pushes.dropped as f64)],
+        );
+        self.gauge(
+            "portcullis_report_last_success_timestamp_seconds",
+            "When the receiver took a report last",
+            pushes.last_success.map(seconds),
         );
     }
 
