@@ -218,14 +218,14 @@ mod tests {
 
     #[test]
     fn a_requests_name_is_the_one_on_the_wire() {
-        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDYlHTnCEJOgDOMFTAcXAHsIyJl0ZYB3yWtEQVg0pJ3e";
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIcdwKzw8yewzHiecr+shLsECUQCRmZUaB4hQzRP/INh";
         for rest in [
             r#""status"}"#,
             r#""spec"}"#,
             r#""denied","top":1}"#,
             r#""apply","spec":{"version":1,"generation":1,"instance":{"id":"i-1"}}}"#,
             r#""confirm","generation":1}"#,
-            r#""add-rule","rule":{"id":"a"}}"#,
+            r#""add-rule","rule":{"id":"a","from_port":1,"to_port":1}}"#,
             r#""revoke-rule","id":"a"}"#,
             &format!(r#""add-key","key":{{"user":"u","key":"{key}"}}}}"#),
             r#""revoke-key","fingerprint":"SHA256:x"}"#,
