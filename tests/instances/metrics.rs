@@ -143,14 +143,7 @@ fn prometheus_sees_what_happens_to_an_instance() {
 
     denied_packets_are_counted_by_reason(&lab, &machine, &prometheus);
 
-    // Drift, and the alert that tells of it.
-    prometheus.until("portcullis_gate_repairs_total", |n| n == 0.0);
-    machine.ok("nft flush ruleset");
-    prometheus.until("portcullis_gate_repairs_total", |n| n == 1.0);
-    prometheus.until(
-        "ALERTS{alertname=\"PortcullisGateRepaired\",alertstate=\"firing\"}",
-        |n| n == 1.0,
-    );
+    drift_is_counted_and_told(&machine, &prometheus);
 
     // What is there only at times: a trial, and a report that nobody takes.
     let spec = machine.next(|spec| {
@@ -194,6 +187,17 @@ fn denied_packets_are_counted_by_reason(lab: &Lab, machine: &Machine, prometheus
     prometheus.until("portcullis_denied_bytes_total{reason=\"udp\"}", |n| {
         n >= 7.0 * 33.0
     });
+}
+
+/// And the alert fires.
+fn drift_is_counted_and_told(machine: &Machine, prometheus: &Prometheus<'_>) {
+    prometheus.until("portcullis_gate_repairs_total", |n| n == 0.0);
+    machine.ok("nft flush ruleset");
+    prometheus.until("portcullis_gate_repairs_total", |n| n == 1.0);
+    prometheus.until(
+        "ALERTS{alertname=\"PortcullisGateRepaired\",alertstate=\"firing\"}",
+        |n| n == 1.0,
+    );
 }
 
 /// What is asked is there, and joins find their other side.
