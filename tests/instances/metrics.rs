@@ -163,7 +163,7 @@ fn prometheus_sees_what_happens_to_an_instance() {
     each_panel_shows_something(&prometheus);
     alerts_name_what_is_there(&prometheus);
 
-    machine.ok("systemctl stop ssh.socket ssh.service");
+    machine.ok("systemctl stop ssh");
     prometheus.until("portcullis_ready", |ready| ready == 0.0);
     prometheus.until(
         "portcullis_check_status{check=\"sshd.running\",status=\"fail\"}",
@@ -193,7 +193,7 @@ fn denied_packets_are_counted_by_reason(lab: &Lab, machine: &Machine, prometheus
 fn drift_is_counted_and_told(machine: &Machine, prometheus: &Prometheus<'_>) {
     prometheus.until("portcullis_gate_repairs_total", |n| n == 0.0);
     machine.ok("nft flush ruleset");
-    prometheus.until("portcullis_gate_repairs_total", |n| n == 1.0);
+    prometheus.until("portcullis_gate_repairs_total", |n| n >= 1.0);
     prometheus.until(
         "ALERTS{alertname=\"PortcullisGateRepaired\",alertstate=\"firing\"}",
         |n| n == 1.0,
