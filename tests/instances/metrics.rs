@@ -31,7 +31,7 @@ struct Prometheus<'a> {
 }
 
 impl<'a> Prometheus<'a> {
-    /// Scrapes an instance by the shipped configuration, each second.
+    /// Scrapes an instance by the shipped configuration, but more often.
     fn start(lab: &'a Lab, machine: &Machine) -> Self {
         files(lab, "client", &lab.provider.client_certificate().unwrap());
         let own = machine.ok("cat /var/lib/portcullis/tls.crt");
@@ -39,7 +39,7 @@ impl<'a> Prometheus<'a> {
         let mut configuration = text("prometheus.yml");
         let target = format!("'{}:{AGENT_PORT}'", machine.v4());
         for (example, ours) in [
-            ("_interval: 30s", "_interval: 1s"),
+            ("_interval: 30s", "_interval: 2s"),
             ("alerts.yml", file("alerts.yml").to_str().unwrap()),
             ("'192.0.2.10:7443', '[2001:db8::10]:7443'", &target),
             ("/etc/prometheus/portcullis", lab.path("").to_str().unwrap()),
