@@ -14,9 +14,16 @@ use super::control::{Caller, refused};
 impl Agent {
     /// Answers a caller.
     pub async fn answer(&mut self, request: Request, caller: Caller) -> Answer {
-        if let Err(denial) = self.admit(&request, &caller) {
-            return refused(Refusal::NotPermitted, denial.to_string());
-        }
+        let name = request.name();
+        let answer = match self.admit(&request, &caller) {
+            Ok(_) => self.answer_to(request, &caller).await,
+            Err(denial) => refused(Refusal::NotPermitted, denial.to_string()),
+        };
+        self.metrics.answered(name, &caller, &answer);
+        answer
+    }
+
+    async fn answer_to(&mut self, request: Request, caller: &Caller) -> Answer {
         let (request, if_generation) = match request {
             Request::IfGeneration { generation, change } => (*change, Some(generation)),
             request => (request, None),
@@ -94,12 +101,13 @@ impl Agent {
             }
             Request::IfGeneration { .. } => refused(Refusal::BadInput, "a condition is for one change"),
             Request::Access => self.access(false),
-            Request::RevokeAccess { role } => self.revoke_access(role, &caller),
-            Request::RestoreAccess { role } => self.restore_access(role, &caller),
-            Request::HandshakeRefused { reason } => self.handshake_refused(reason, &caller),
-            Request::TrustHostKeys => self.trust_host_keys(&caller).await,
+            Request::RevokeAccess { role } => self.revoke_access(role, caller),
+            Request::RestoreAccess { role } => self.restore_access(role, caller),
+            Request::HandshakeRefused { reason } => self.handshake_refused(reason, caller),
+            Request::TrustHostKeys => self.trust_host_keys(caller).await,
+            Request::Metrics => self.metrics(),
             Request::Confirm { generation } => {
-                let result = self.confirm(generation, &caller);
+                let result = self.confirm(generation, caller);
                 self.applied(result.map(|()| true))
             }
         }

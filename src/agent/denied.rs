@@ -1,8 +1,9 @@
-//! Telling what was denied: a sample in the journal, and who sent most of it.
+//! Telling what was denied: a sample in the journal, who sent most of it, and how much for which reason.
 //!
 //! May not live here: which packets are sampled (`policy::firewall`), what is in them and which get a
 //! line (`policy::denied`).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -14,8 +15,13 @@ use tracing::{info, warn};
 use crate::log::id;
 use crate::policy::denied::{Headers, Lines, Tally, protocol_name};
 use crate::policy::firewall::SAMPLE;
+use crate::policy::metadata;
 use crate::policy::observation::Observed;
 use crate::system::nflog::{Copied, Group};
+use crate::system::nftables::Count;
+
+/// How the comments of rules that deny begin.
+const DENIED: &str = "denied ";
 
 /// What the sample has shown so far, or why there is none.
 #[derive(Clone)]
@@ -103,4 +109,40 @@ fn tell(packet: &Headers, interface: &str, untold: u64) {
         UNTOLD = untold,
         "denied {packet} by {interface}"
     );
+}
+
+/// What the rules that deny have counted, each reason once. Reasons are those of our own rules: no sender makes one.
+pub fn reasons(counts: &[(String, Count)]) -> Vec<(&str, Count)> {
+    let mut sums: BTreeMap<&str, Count> = BTreeMap::new();
+    for (comment, count) in counts {
+        let lock = (comment == metadata::LOCK).then_some(metadata::LOCK);
+        if let Some(reason) = comment.strip_prefix(DENIED).or(lock) {
+            *sums.entry(reason).or_default() += *count;
+        }
+    }
+    sums.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_rules_that_deny_are_reasons() {
+        let counted = |packets| Count {
+            packets,
+            bytes: packets * 40,
+        };
+        let counts = [
+            ("peers ipv4".to_owned(), counted(1)),
+            ("rule denied".to_owned(), counted(2)),
+            ("denied tcp".to_owned(), counted(3)),
+            ("denied tcp".to_owned(), counted(4)),
+            ("metadata lock".to_owned(), counted(5)),
+        ];
+        assert_eq!(
+            reasons(&counts),
+            [("metadata lock", counted(5)), ("tcp", counted(7))]
+        );
+    }
 }

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::{Agent, Scope, control};
 use crate::config::Settings;
+use crate::health::metrics::Counts;
 use crate::health::{push, server};
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
@@ -147,7 +148,8 @@ impl Sources {
         match server::bind(settings.listen).await {
             Ok(listener) => {
                 let (published, identity) = (agent.published(), agent.identity());
-                tokio::spawn(server::serve(listener, published, identity, call_sender.clone()));
+                let (calls, counts) = (call_sender.clone(), Counts::default());
+                tokio::spawn(server::serve(listener, published, identity, calls, counts));
             }
             Err(error) => {
                 let listen = settings.listen;
@@ -158,7 +160,7 @@ impl Sources {
             interval: settings.report_interval,
             ca_file: settings.report_ca_file.clone(),
         };
-        tokio::spawn(push::run(push, agent.deliveries()));
+        tokio::spawn(push::run(push, agent.deliveries(), agent.pushes()));
         let (unit_sender, units) = mpsc::channel(1);
         tokio::spawn(async move {
             while !unit_sender.is_closed() {

@@ -16,6 +16,7 @@ pub mod key_audit;
 mod key_changes;
 mod login_questions;
 pub mod logins;
+pub mod metrics;
 pub mod neighbours;
 pub mod report;
 pub mod restart;
@@ -27,7 +28,7 @@ pub mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use portcullis_protocol::{Report, Spec};
@@ -35,7 +36,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::config::Settings;
-use crate::health::push::Delivery;
+use crate::health::push::{Delivery, PushState};
 use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
@@ -47,6 +48,7 @@ use crate::system::systemd;
 use access::Access;
 use denied::Denied;
 use gate::guard::Guard;
+use metrics::Metrics;
 use restart::Restarter;
 use session_keys::RemovedKeys;
 use sshd::Configured;
@@ -104,6 +106,7 @@ pub struct Agent {
     report: Option<Arc<Report>>,
     published: watch::Sender<Published>,
     deliveries: watch::Sender<Delivery>,
+    pushes: watch::Sender<PushState>,
     known_logins: logins::Memory,
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
@@ -111,6 +114,7 @@ pub struct Agent {
     /// When logins are looked at again without an event: sshd may answer this host again then.
     next_try: Option<tokio::time::Instant>,
     audit: audit::log::Log,
+    metrics: Metrics,
 }
 
 impl Agent {
@@ -158,6 +162,7 @@ impl Agent {
             conflicts: not_yet(),
             trial_until: None,
         };
+        let metrics = Metrics::new(guard.durations());
         let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
         let denied = Denied::watch(settings.log_denied);
         let configured = Configured::new(settings.sshd, &store);
@@ -195,11 +200,13 @@ impl Agent {
             report: None,
             published,
             deliveries: watch::Sender::default(),
+            pushes: watch::Sender::default(),
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
             removed_keys,
             next_try: None,
             audit,
+            metrics,
         })
     }
 
@@ -211,6 +218,11 @@ impl Agent {
     /// What is pushed.
     pub fn deliveries(&self) -> watch::Receiver<Delivery> {
         self.deliveries.subscribe()
+    }
+
+    /// Where it is told how pushing goes.
+    pub fn pushes(&self) -> watch::Sender<PushState> {
+        self.pushes.clone()
     }
 
     /// The TLS identity.
@@ -266,7 +278,9 @@ impl Agent {
             self.known_logins.forget();
         }
         let logins = scopes.contains(&Scope::Logins) || scopes.contains(&Scope::KeyFiles);
+        let durations = self.metrics.durations.clone();
         if logins {
+            let start = Instant::now();
             self.look_at_logins().await;
             // A drop-in that a running sshd could not be asked about yet has no event of its own.
             let units = self.seen.sshd.units.as_deref().unwrap_or_default();
@@ -275,21 +289,26 @@ impl Agent {
             self.next_try = again.then(|| tokio::time::Instant::now() + PENALTY_TIME);
             self.note_revoked_keys();
             self.look_at_host_keys();
+            durations.took("logins", start);
         }
         if scopes.contains(&Scope::Systemd) {
+            let start = Instant::now();
             self.seen.systemd = systemd::observe().await;
+            durations.took("systemd", start);
         }
         if logins || scopes.contains(&Scope::Systemd) {
             self.restarter.tend().await;
             self.tell_care();
         }
         if scopes.contains(&Scope::Endpoint) {
+            let start = Instant::now();
             self.seen.tls = match &self.identity_lost {
                 Some(reason) => Err(format!(
                     "the TLS key can't be kept, callers who pinned it are turned away: {reason}"
                 )),
                 None => server::observe(self.settings.listen, &self.identity).await,
             };
+            durations.took("endpoint", start);
         }
         self.publish();
     }

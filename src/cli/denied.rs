@@ -1,7 +1,5 @@
 //! `portcullis firewall denied`: how much was denied and why, and who sent most of it.
 
-use std::collections::BTreeMap;
-
 use clap::Args;
 use ipnet::IpNet;
 use portcullis_protocol::control::{Answer, Request};
@@ -10,11 +8,9 @@ use serde_json::{Value, json};
 
 use super::status::{ask, unexpected};
 use super::{Failure, Format, Global, plain_table, print, print_json, require_root, runtime};
-use crate::policy::metadata;
+use crate::agent::denied::reasons;
 use crate::system::nftables::{Count, Nftables};
 
-/// How the comments of rules that deny begin.
-const DENIED: &str = "denied ";
 /// Targets of a source that are shown.
 const SHOWN_TARGETS: usize = 3;
 
@@ -50,18 +46,6 @@ fn sample(global: &Global, top: u16) -> Result<DeniedSample, Failure> {
         Answer::Denied { sample } => Ok(sample),
         other => Err(unexpected(&other)),
     }
-}
-
-/// What the rules that deny have counted, each reason once.
-fn reasons(counts: &[(String, Count)]) -> Vec<(&str, Count)> {
-    let mut sums: BTreeMap<&str, Count> = BTreeMap::new();
-    for (comment, count) in counts {
-        let lock = (comment == metadata::LOCK).then_some(metadata::LOCK);
-        if let Some(reason) = comment.strip_prefix(DENIED).or(lock) {
-            *sums.entry(reason).or_default() += *count;
-        }
-    }
-    sums.into_iter().collect()
 }
 
 fn document(reasons: &[(&str, Count)], sample: &Result<DeniedSample, String>) -> Value {
@@ -168,21 +152,6 @@ mod tests {
             packets,
             bytes: packets * 40,
         }
-    }
-
-    #[test]
-    fn only_rules_that_deny_are_reasons() {
-        let counts = [
-            ("peers ipv4".to_owned(), counted(1)),
-            ("rule denied".to_owned(), counted(2)),
-            ("denied tcp".to_owned(), counted(3)),
-            ("denied tcp".to_owned(), counted(4)),
-            ("metadata lock".to_owned(), counted(5)),
-        ];
-        assert_eq!(
-            reasons(&counts),
-            [("metadata lock", counted(5)), ("tcp", counted(7))]
-        );
     }
 
     #[test]

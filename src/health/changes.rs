@@ -207,6 +207,7 @@ pub(super) async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) ->
     Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
 }
 
+/// The agent answered something else than was asked.
 pub(super) fn unexpected() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "there was no answer")
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use jiff::Timestamp;
 use portcullis_protocol::{CheckId, Report, Status};
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Certificate, Client, StatusCode};
@@ -28,6 +29,23 @@ pub struct Delivery {
     pub url: Option<String>,
     /// The last report.
     pub report: Option<Arc<Report>>,
+}
+
+/// How pushing goes, for the metrics.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PushState {
+    /// Reports that wait.
+    pub queued: u64,
+    /// Since when the oldest of them waits.
+    pub oldest: Option<Timestamp>,
+    /// Reports that were dropped for want of room.
+    pub dropped: u64,
+    /// When the receiver last took a report.
+    pub last_success: Option<Timestamp>,
+    /// Reports that the receiver took since the daemon started.
+    pub delivered: u64,
+    /// Tries that failed since the daemon started.
+    pub failed: u64,
 }
 
 /// How to push.
@@ -60,7 +78,11 @@ fn news(report: &Report) -> News {
 }
 
 /// Pushes until the task is dropped.
-pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Delivery>) {
+pub async fn run(
+    settings: PushSettings,
+    mut deliveries: watch::Receiver<Delivery>,
+    state: watch::Sender<PushState>,
+) {
     let mut client = None;
     let mut told: Option<News> = None;
     loop {
@@ -68,7 +90,9 @@ pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Deliver
         if let (Some(url), Some(report)) = (&delivery.url, &delivery.report)
             && told != Some(news(report))
         {
-            told = deliver(&settings, &mut client, url, &mut deliveries).await;
+            state.send_modify(|state| (state.queued, state.oldest) = (1, Some(Timestamp::now())));
+            told = deliver(&settings, &mut client, url, &mut deliveries, &state).await;
+            state.send_modify(|state| (state.queued, state.oldest) = (0, None));
             if deliveries.has_changed().is_err() {
                 return;
             }
@@ -88,6 +112,7 @@ async fn deliver(
     client: &mut Option<Client>,
     url: &str,
     deliveries: &mut watch::Receiver<Delivery>,
+    state: &watch::Sender<PushState>,
 ) -> Option<News> {
     let backoff = ExponentialBuilder::default()
         .with_jitter()
@@ -99,9 +124,19 @@ async fn deliver(
         let delivery = deliveries.borrow_and_update().clone();
         let report = delivery.report.filter(|_| delivery.url.as_deref() == Some(url))?;
         let wait = match post(settings, client, url, &report).await {
-            Ok(()) => return Some(news(&report)),
-            Err(Failure::Later(wait)) => wait.min(MAX_WAIT),
+            Ok(()) => {
+                state.send_modify(|state| {
+                    state.delivered += 1;
+                    state.last_success = Some(Timestamp::now());
+                });
+                return Some(news(&report));
+            }
+            Err(Failure::Later(wait)) => {
+                state.send_modify(|state| state.failed += 1);
+                wait.min(MAX_WAIT)
+            }
             Err(Failure::Other(reason)) => {
+                state.send_modify(|state| state.failed += 1);
                 warn!(
                     MESSAGE_ID = id::REPORT_FAILED,
                     REASON = reason,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -28,6 +29,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::changes::{self, Answered, ControlPlane};
+use super::metrics::{self, Counts};
 use super::problem::Problem;
 use crate::agent::control::{Call, Caller as Asker, Remote};
 use crate::identity::TlsIdentity;
@@ -71,6 +73,8 @@ pub(super) struct Shared {
     identity: Arc<TlsIdentity>,
     /// Where the agent is asked.
     pub(super) agent: mpsc::Sender<Call>,
+    /// What the endpoint counts.
+    pub(super) counts: Counts,
 }
 
 /// Binds the endpoint's port; IPv4 only where the kernel has no IPv6.
@@ -95,12 +99,14 @@ pub async fn serve(
     published: watch::Receiver<Published>,
     identity: Arc<TlsIdentity>,
     agent: mpsc::Sender<Call>,
+    counts: Counts,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let router = router(Shared {
         published: published.clone(),
         identity,
         agent: agent.clone(),
+        counts: counts.clone(),
     });
     loop {
         // The semaphore is never closed.
@@ -110,9 +116,9 @@ pub async fn serve(
         match listener.accept().await {
             Ok((stream, address)) => {
                 let acceptor = TlsAcceptor::from(published.borrow().tls.clone());
-                let (router, agent) = (router.clone(), agent.clone());
+                let (router, agent, counts) = (router.clone(), agent.clone(), counts.clone());
                 tokio::spawn(async move {
-                    let served = serve_one(stream, address, acceptor, router, agent);
+                    let served = serve_one(stream, address, acceptor, router, agent, &counts);
                     let _ = tokio::time::timeout(CONNECTION_TIME, served).await;
                     drop(slot);
                 });
@@ -129,10 +135,12 @@ async fn serve_one(
     acceptor: TlsAcceptor,
     router: Router,
     agent: mpsc::Sender<Call>,
+    counts: &Counts,
 ) {
     let since = clock::since_boot();
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     let handshake = tokio::time::timeout(HEADER_TIME, acceptor.accept(stream)).await;
+    counts.handshake(&handshake);
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tell_refused(&error, since, address, &agent),
@@ -186,6 +194,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/health", get(health))
         .route("/v1/identity", get(identity))
         .merge(changes::routes())
+        .merge(metrics::routes())
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             Problem::new(
@@ -193,6 +202,7 @@ fn router(shared: Shared) -> Router {
                 "this path does not know that method",
             )
         })
+        .layer(from_fn_with_state(shared.counts.clone(), metrics::count))
         .with_state(shared)
 }
 

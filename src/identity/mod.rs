@@ -4,6 +4,7 @@
 //! May not live here: HTTP, sockets.
 
 pub mod caller;
+pub mod expiry;
 
 use std::io;
 use std::path::Path;

@@ -33,6 +33,7 @@ pub fn need(request: &Request, accepted: Option<&Spec>) -> Need {
     match request {
         Request::Status => one(Permission::HealthRead),
         Request::Spec => one(Permission::SpecRead),
+        Request::Metrics => one(Permission::MetricsRead),
         Request::Apply { spec, .. } => Need::Permissions(parts(spec, accepted)),
         Request::Confirm { .. } => one(Permission::Confirm),
         Request::AddRule { .. } | Request::RevokeRule { .. } => one(Permission::FirewallWrite),

@@ -22,6 +22,7 @@ pub mod logind;
 pub mod netlink;
 pub mod nflog;
 pub mod nftables;
+pub mod process;
 pub mod selinux;
 pub mod sockets;
 pub mod ssh_probe;

@@ -3,6 +3,7 @@
 
 pub mod daemon;
 pub mod knock;
+pub mod monitoring;
 pub mod packets;
 pub mod table;
 

@@ -33,6 +33,7 @@ mod keys;
 mod lab;
 mod lifecycle;
 mod login;
+mod metrics;
 mod neighbours;
 mod push;
 mod readiness;

@@ -120,6 +120,35 @@ pub enum Request {
         /// What TLS said of it.
         reason: HandshakeRefusal,
     },
+    /// What the agent has counted and measured.
+    Metrics,
+}
+
+impl Request {
+    /// What is asked for, as its `request` says on the wire; of a change with a condition, the change. One of a
+    /// fixed list, whatever the caller sends.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Spec => "spec",
+            Self::Denied { .. } => "denied",
+            Self::Apply { .. } => "apply",
+            Self::Confirm { .. } => "confirm",
+            Self::AddRule { .. } => "add-rule",
+            Self::RevokeRule { .. } => "revoke-rule",
+            Self::AddKey { .. } => "add-key",
+            Self::RevokeKey { .. } => "revoke-key",
+            Self::AddPeer { .. } => "add-peer",
+            Self::RevokePeer { .. } => "revoke-peer",
+            Self::IfGeneration { change, .. } => change.name(),
+            Self::TrustHostKeys => "trust-host-keys",
+            Self::Access => "access",
+            Self::RevokeAccess { .. } => "revoke-access",
+            Self::RestoreAccess { .. } => "restore-access",
+            Self::HandshakeRefused { .. } => "handshake-refused",
+            Self::Metrics => "metrics",
+        }
+    }
 }
 
 /// Why a client certificate failed the TLS handshake.
@@ -185,6 +214,12 @@ pub enum Answer {
         /// The keys.
         host_keys: Vec<HostKey>,
     },
+    /// What the agent has counted and measured.
+    Metrics {
+        /// Metric families in the text format of OpenMetrics 1.0, without the `# EOF` at the end: whoever hands
+        /// them on may add some of its own.
+        text: String,
+    },
     /// It was not done, and nothing changed.
     Refused {
         /// Which kind of refusal, for exit codes.
@@ -221,6 +256,35 @@ pub enum Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_requests_name_is_the_one_on_the_wire() {
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIcdwKzw8yewzHiecr+shLsECUQCRmZUaB4hQzRP/INh";
+        for rest in [
+            r#""status"}"#,
+            r#""spec"}"#,
+            r#""denied","top":1}"#,
+            r#""apply","spec":{"version":1,"generation":1,"instance":{"id":"i-1"}}}"#,
+            r#""confirm","generation":1}"#,
+            r#""add-rule","rule":{"id":"a","from_port":1,"to_port":1}}"#,
+            r#""revoke-rule","id":"a"}"#,
+            &format!(r#""add-key","key":{{"user":"u","key":"{key}"}}}}"#),
+            r#""revoke-key","fingerprint":"SHA256:x"}"#,
+            r#""add-peer","peer":{"instance":"p","addresses":["10.0.0.1"]}}"#,
+            r#""revoke-peer","instance":"p"}"#,
+            r#""trust-host-keys"}"#,
+            r#""metrics"}"#,
+        ] {
+            let text = format!(r#"{{"request":{rest}"#);
+            let request: Request = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{text}: {e}"));
+            assert!(rest.starts_with(&format!("\"{}\"", request.name())), "{text}");
+            let conditional = Request::IfGeneration {
+                generation: 1,
+                change: Box::new(request.clone()),
+            };
+            assert_eq!(conditional.name(), request.name());
+        }
+    }
 
     #[test]
     fn a_spec_is_checked_whoever_sends_it() {

@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::{Cause, Gatekeeper};
 use crate::agent::events::{opened, until};
+use crate::agent::metrics::Durations;
 use crate::config::Settings;
 use crate::log::id;
 use crate::policy::observation;
@@ -35,6 +36,7 @@ struct Order {
 pub struct Guard {
     orders: mpsc::Sender<Order>,
     seen: watch::Receiver<Arc<observation::Gate>>,
+    durations: Durations,
 }
 
 impl Guard {
@@ -49,10 +51,16 @@ impl Guard {
             .enable_all()
             .build()?;
         let settings = settings.clone();
+        let durations = Durations::default();
+        let measured = durations.clone();
         thread::Builder::new()
             .name("gate".to_owned())
-            .spawn(move || runtime.block_on(stand(settings, inbox, publish)))?;
-        Ok(Self { orders, seen })
+            .spawn(move || runtime.block_on(stand(settings, inbox, publish, measured)))?;
+        Ok(Self {
+            orders,
+            seen,
+            durations,
+        })
     }
 
     /// Has the spec enforced from now on, and gives what then was seen.
@@ -61,6 +69,11 @@ impl Guard {
         // The thread ends only with the process.
         let _ = self.orders.send(Order { spec, answer }).await;
         result.await.unwrap_or_else(|_| self.seen())
+    }
+
+    /// How long its looks take; others may be measured there too.
+    pub fn durations(&self) -> Durations {
+        self.durations.clone()
     }
 
     /// What was seen last.
@@ -79,6 +92,7 @@ async fn stand(
     settings: Settings,
     mut orders: mpsc::Receiver<Order>,
     publish: watch::Sender<Arc<observation::Gate>>,
+    durations: Durations,
 ) {
     let mut spec: Option<Arc<Spec>> = None;
     let mut post = Post::open(&settings);
@@ -106,7 +120,9 @@ async fn stand(
         if is_first && answer.is_none() {
             continue;
         }
+        let start = std::time::Instant::now();
         let gate = Arc::new(post.look(spec.as_deref(), &cause, is_first));
+        durations.took("gate", start);
         is_first = false;
         publish.send_if_modified(|last| {
             let is_new = *last != gate;
