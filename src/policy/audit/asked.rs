@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use portcullis_protocol::access::Role;
 use portcullis_protocol::control::{Answer, Refusal, Request};
 
 use super::Outcome;
@@ -23,32 +24,35 @@ pub struct Asked {
 impl Asked {
     /// A request as the log names it. A new request has to be put here before it compiles.
     pub fn of(request: &Request) -> Self {
-        let mut asked = Self::default();
+        let mut asked = Self {
+            action: request.name(),
+            ..Self::default()
+        };
         asked.fill(request);
         asked
     }
 
     fn fill(&mut self, request: &Request) {
         match request {
-            Request::Status => self.read("status"),
-            Request::Spec => self.read("spec"),
-            Request::Denied { .. } => self.read("denied"),
+            Request::Status | Request::Spec | Request::Denied { .. } | Request::Access | Request::Metrics => {
+                self.reads = true;
+            }
             Request::Apply {
                 spec,
                 confirm_s,
                 force,
             } => {
-                self.named("apply", "spec_generation", spec.generation);
+                self.with("spec_generation", spec.generation);
                 self.terms(*confirm_s, *force);
             }
-            Request::Confirm { generation } => self.named("confirm", "confirmed", generation),
-            Request::AddRule { rule } => self.named("add-rule", "rule", rule),
+            Request::Confirm { generation } => self.with("confirmed", generation),
+            Request::AddRule { rule } => self.with("rule", rule),
             Request::RevokeRule { id, confirm_s, force } => {
-                self.named("revoke-rule", "rule", id);
+                self.with("rule", id);
                 self.terms(*confirm_s, *force);
             }
             Request::AddKey { key } => {
-                self.named("add-key", "key", key.key.fingerprint());
+                self.with("key", key.key.fingerprint());
                 self.with("user", &key.user);
                 if let Some(expires) = key.expires {
                     self.with("expires", expires);
@@ -59,11 +63,11 @@ impl Asked {
                 confirm_s,
                 force,
             } => {
-                self.named("revoke-key", "key", fingerprint);
+                self.with("key", fingerprint);
                 self.terms(*confirm_s, *force);
             }
             Request::AddPeer { peer } => {
-                self.named("add-peer", "peer", &peer.instance);
+                self.with("peer", &peer.instance);
                 let addresses = peer.addresses.iter().map(|a| a.get().to_string());
                 self.with("addresses", addresses.collect::<Vec<_>>().join(" "));
             }
@@ -72,29 +76,22 @@ impl Asked {
                 confirm_s,
                 force,
             } => {
-                self.named("revoke-peer", "peer", instance);
+                self.with("peer", instance);
                 self.terms(*confirm_s, *force);
             }
             Request::IfGeneration { generation, change } => {
                 self.with("if_generation", generation);
                 // One in another one is refused, and may be nested deep.
-                match &**change {
-                    Request::IfGeneration { .. } => self.action = "if-generation",
-                    change => self.fill(change),
+                if !matches!(**change, Request::IfGeneration { .. }) {
+                    self.fill(change);
                 }
             }
-            Request::TrustHostKeys => self.action = "trust-host-keys",
+            Request::RevokeAccess { role } | Request::RestoreAccess { role } => {
+                self.with("role", role.map_or("all", Role::as_str));
+            }
+            Request::HandshakeRefused { reason } => self.with("reason", format!("{reason:?}")),
+            Request::TrustHostKeys => {}
         }
-    }
-
-    fn read(&mut self, action: &'static str) {
-        self.action = action;
-        self.reads = true;
-    }
-
-    fn named(&mut self, action: &'static str, parameter: &str, value: impl ToString) {
-        self.action = action;
-        self.with(parameter, value);
     }
 
     fn with(&mut self, parameter: &str, value: impl ToString) {
@@ -134,7 +131,8 @@ impl Became {
             confirm_until,
         };
         match answer {
-            Answer::Report { .. } | Answer::Spec { .. } | Answer::Denied { .. } => None,
+            Answer::Report { .. } | Answer::Spec { .. } | Answer::Denied { .. } | Answer::Metrics { .. } => None,
+            Answer::Access { changed, .. } => (!asked.reads).then(|| plain(changed, None)),
             Answer::Applied {
                 changed,
                 confirm_until,

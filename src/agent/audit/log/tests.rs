@@ -63,7 +63,8 @@ fn actions(folder: &Path) -> Vec<String> {
 }
 
 fn last_reason(folder: &Path) -> String {
-    let events = lines(&files(folder)).filter_map(|line| line.record.event.reason);
+    let files = files(folder);
+    let events = lines(&files).filter_map(|line| line.record.event.reason);
     events.last().unwrap()
 }
 
