@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(refused(&[vec![0x30, 0x00]], now), Denial::Authority);
         let foreign = other.issue("somebody", DEFAULT_LIFETIME).unwrap();
         let foreign = der(&foreign.certificate_pem);
-        assert_eq!(refused(&[foreign.clone()], now), Denial::Authority);
+        assert_eq!(refused(std::slice::from_ref(&foreign), now), Denial::Authority);
         // The other authority's certificate may be shown as well: it is not trusted for that.
         let with = [foreign, der(other.certificate_pem())];
         assert_eq!(refused(&with, now), Denial::Authority);
@@ -153,7 +153,7 @@ mod tests {
         let good = der(&ca.issue("somebody", DEFAULT_LIFETIME).unwrap().certificate_pem);
         let authority = Authority::new(ca.certificate_pem()).unwrap();
         let now = jiff::Timestamp::now().as_second();
-        assert!(authority.verify(&[good.clone()], now).is_ok());
+        assert!(authority.verify(std::slice::from_ref(&good), now).is_ok());
         for place in 0..good.len() {
             let mut bad = good.clone();
             bad[place] ^= 1;

@@ -60,7 +60,9 @@ pub fn list(machine: &Machine) -> AccessList {
 
 /// The daemon's entries with a message id.
 pub fn entries(machine: &Machine, id: &str) -> Vec<Value> {
-    let text = machine.ok(&format!("journalctl -b -o json MESSAGE_ID={id}"));
+    let text = machine.ok(&format!(
+        "journalctl --sync; journalctl -b -o json MESSAGE_ID={id}"
+    ));
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()

@@ -14,7 +14,7 @@ use crate::access::{Connection, REFUSED, ask, entries, is_refused, list};
 use crate::api::rule;
 use crate::endpoint::{curl, files, with_certificate};
 use crate::host_keys::portcullisctl;
-use crate::lab::{Lab, Machine, SOON, eventually};
+use crate::lab::{Lab, Machine, Run, SOON, eventually};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
