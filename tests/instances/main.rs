@@ -17,6 +17,7 @@ mod common;
 mod api;
 mod api_commands;
 mod api_refusals;
+mod audit;
 mod boot;
 mod changes;
 mod client;
