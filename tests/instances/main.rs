@@ -19,6 +19,7 @@ mod access_certificates;
 mod api;
 mod api_commands;
 mod api_refusals;
+mod audit;
 mod boot;
 mod changes;
 mod client;

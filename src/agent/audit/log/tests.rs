@@ -87,7 +87,7 @@ fn the_chain_goes_on_over_restarts_and_an_unfinished_line() {
     log.record(change(&log, "three"));
     is_whole(&folder, 5);
     assert_eq!(actions(&folder), ["start", "one", "two", "log", "three"]);
-    assert!(last_reason(&folder).starts_with("18 bytes of a line that was never finished"));
+    assert!(last_reason(&folder).starts_with("19 bytes of a line that was never finished"));
     // A generation that no record tells of.
     let mut log = Log::new(folder.clone(), SMALL);
     log.start(Some(2));
