@@ -160,6 +160,14 @@ fn prometheus_sees_what_happens_to_an_instance() {
         s < 600.0
     });
 
+    let cost = [
+        "avg_over_time(scrape_duration_seconds[1m])",
+        "scrape_samples_scraped",
+    ];
+    println!(
+        "a scrape: {:?}",
+        cost.map(|expression| prometheus.values(expression))
+    );
     each_panel_shows_something(&prometheus);
     alerts_name_what_is_there(&prometheus);
 
