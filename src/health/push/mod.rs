@@ -3,6 +3,8 @@
 //!
 //! May not live here: what a report says.
 
+pub mod offer;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
