@@ -3,6 +3,8 @@
 //! `portcullis.toml` first, then `conf.d/*.toml` in the order of their names; a later value wins.
 //! May not live here: anything of the spec.
 
+pub mod report;
+
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -11,6 +13,7 @@ use std::time::Duration;
 
 use portcullis_protocol::UserName;
 use portcullis_protocol::key::MIN_RSA_BITS;
+use report::{RawReport, ReportSettings};
 use serde::Deserialize;
 
 use crate::policy::key_path::KeyPlace;
@@ -53,11 +56,8 @@ pub struct Settings {
     pub end_sessions: bool,
     /// Where the HTTPS endpoint listens.
     pub listen: SocketAddr,
-    /// Time between two reports when nothing changes: at least a second.
-    pub report_interval: Duration,
-    /// PEM file of the authorities that the report's receiver is checked against; the system's own
-    /// if there is none.
-    pub report_ca_file: Option<PathBuf>,
+    /// How reports are pushed.
+    pub report: ReportSettings,
 }
 
 impl Default for Settings {
@@ -77,8 +77,7 @@ impl Default for Settings {
             restart_sshd: false,
             end_sessions: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
-            report_interval: Duration::from_secs(300),
-            report_ca_file: None,
+            report: ReportSettings::default(),
         }
     }
 }
@@ -145,13 +144,6 @@ struct RawHealth {
     listen: Option<SocketAddr>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawReport {
-    interval: Option<String>,
-    ca_file: Option<PathBuf>,
-}
-
 impl Settings {
     /// Reads the file and the `conf.d` beside it.
     ///
@@ -204,14 +196,7 @@ impl Settings {
         set(&mut new.sshd.harden, raw.sshd.harden);
         set(&mut new.restart_sshd, raw.sshd.restart);
         set(&mut new.listen, raw.health.listen);
-        set(
-            &mut new.report_interval,
-            raw.report.interval.map(|text| interval(&text)).transpose()?,
-        );
-        match raw.report.ca_file {
-            Some(path) if path.as_os_str().is_empty() => new.report_ca_file = None,
-            path => new.report_ca_file = absolute("report.ca_file", path)?.or(new.report_ca_file),
-        }
+        new.report.apply(raw.report)?;
         if new.listen.port() == 0 {
             return Err("health.listen: port 0 can't be found by anybody".to_owned());
         }
@@ -396,7 +381,7 @@ mod tests {
         )
         .unwrap();
         let settings = Settings::load(Some(&main)).unwrap();
-        assert_eq!(settings.report_interval, Duration::from_secs(180));
+        assert_eq!(settings.report.interval, Duration::from_secs(180));
         assert_eq!(settings.links.uplinks, ["a".to_owned()].into());
         std::fs::write(folder.path().join("conf.d/30.toml"), "nonsense").unwrap();
         let error = Settings::load(Some(&main)).unwrap_err().to_string();

@@ -149,11 +149,12 @@ impl Sources {
                 warn!(MESSAGE_ID = id::DEGRADED, %listen, %error, "the HTTPS endpoint can't be bound");
             }
         }
-        let push = push::PushSettings {
-            interval: settings.report_interval,
-            ca_file: settings.report_ca_file.clone(),
-        };
-        tokio::spawn(push::run(push, agent.deliveries()));
+        let outbox = agent.outbox();
+        tokio::spawn(push::run(
+            settings.report.interval,
+            outbox.offers(),
+            outbox.said(),
+        ));
         let (unit_sender, units) = mpsc::channel(1);
         tokio::spawn(async move {
             while !unit_sender.is_closed() {

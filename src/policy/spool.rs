@@ -80,6 +80,11 @@ impl Queue {
         self.waiting.front().copied()
     }
 
+    /// The newest.
+    pub fn newest(&self) -> Option<Waiting> {
+        self.waiting.back().copied()
+    }
+
     /// Adds a report under the number [`Self::next`]. Returns what has to go for it.
     pub fn add(&mut self, bytes: u64, readiness: bool) -> Vec<Waiting> {
         self.waiting.push_back(Waiting {

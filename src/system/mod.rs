@@ -21,6 +21,7 @@ pub mod logind;
 pub mod netlink;
 pub mod nflog;
 pub mod nftables;
+pub mod secret_files;
 pub mod selinux;
 pub mod sockets;
 pub mod ssh_probe;

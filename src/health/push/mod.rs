@@ -1,210 +1,189 @@
-//! Pushing reports to the control plane: at once when a check, readiness or the generation changes, else
-//! on an interval with jitter; patiently while the control plane is away.
+//! Pushing reports to the control plane: changes at once, in order and until each is taken; else the newest
+//! report on an interval with jitter; patiently while the control plane is away.
 //!
-//! May not live here: what a report says.
+//! It knows no file: what is delivered, and by which credentials, is offered by the agent (`offer`).
+//! May not live here: what a report says, keeping reports.
 
+mod client;
 pub mod offer;
+pub mod patience;
+mod platform;
+mod service_account;
+mod token;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
-use portcullis_protocol::{CheckId, Report, Status};
-use reqwest::header::RETRY_AFTER;
-use reqwest::{Certificate, Client, StatusCode};
-use tokio::sync::watch;
-use tracing::{debug, warn};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::debug;
 
-use crate::log::id;
+use client::{Courier, Failure, Parcel};
+use offer::{Change, Offer, Said};
+use patience::{Patience, jittered};
 
-/// Longest wait between two tries, in seconds.
-const MAX_WAIT: Duration = Duration::from_secs(300);
-/// Time for one try.
-const REQUEST_TIME: Duration = Duration::from_secs(20);
+/// Tries after which a change that the receiver refuses is given up, so that it holds up no others.
+const MAX_REFUSALS: u32 = 5;
+/// Time that the agent has to read the credentials' files again.
+const REREAD_TIME: Duration = Duration::from_secs(5);
 
-/// What to push, and where to.
-#[derive(Clone, Default)]
-pub struct Delivery {
-    /// The receiver; none: nothing is pushed.
-    pub url: Option<String>,
-    /// The last report.
-    pub report: Option<Arc<Report>>,
-}
+/// The agent is gone.
+struct Gone;
 
-/// How to push.
-#[derive(Clone, Debug)]
-pub struct PushSettings {
-    /// Time between two reports when nothing changes.
-    pub interval: Duration,
-    /// Authorities that the receiver is checked against; the system's own if there is none.
-    pub ca_file: Option<PathBuf>,
-}
-
-/// Why a report was not taken.
-enum Failure {
-    /// The receiver asks for that much patience.
-    Later(Duration),
-    /// Anything else.
-    Other(String),
-}
-
-/// What is worth telling at once: the rest of a report changes all the time.
-type News = (bool, Option<u64>, Vec<(CheckId, Status)>);
-
-fn news(report: &Report) -> News {
-    let checks = report
-        .checks
-        .iter()
-        .map(|check| (check.id, check.status))
-        .collect();
-    (report.ready, report.generation, checks)
-}
-
-/// Pushes until the task is dropped.
-pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Delivery>) {
-    let mut client = None;
-    let mut told: Option<News> = None;
-    loop {
-        let delivery = deliveries.borrow_and_update().clone();
-        if let (Some(url), Some(report)) = (&delivery.url, &delivery.report)
-            && told != Some(news(report))
-        {
-            told = deliver(&settings, &mut client, url, &mut deliveries).await;
-            if deliveries.has_changed().is_err() {
-                return;
-            }
-            continue;
-        }
-        tokio::select! {
-            changed = deliveries.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(jittered(settings.interval)), if delivery.url.is_some() => told = None,
-        }
-    }
-}
-
-/// Tries until the newest report is taken, and says what it told; `None` when there is nothing to
-/// deliver there any more.
-async fn deliver(
-    settings: &PushSettings,
-    client: &mut Option<Client>,
-    url: &str,
-    deliveries: &mut watch::Receiver<Delivery>,
-) -> Option<News> {
-    let backoff = ExponentialBuilder::default()
-        .with_jitter()
-        .with_min_delay(Duration::from_secs(1))
-        .with_max_delay(MAX_WAIT)
-        .without_max_times()
-        .build();
-    for wait in backoff {
-        let delivery = deliveries.borrow_and_update().clone();
-        let report = delivery.report.filter(|_| delivery.url.as_deref() == Some(url))?;
-        let wait = match post(settings, client, url, &report).await {
-            Ok(()) => return Some(news(&report)),
-            Err(Failure::Later(wait)) => wait.min(MAX_WAIT),
-            Err(Failure::Other(reason)) => {
-                warn!(
-                    MESSAGE_ID = id::REPORT_FAILED,
-                    REASON = reason,
-                    "the report was not delivered: {reason}"
-                );
-                wait
-            }
-        };
-        debug!(?wait, "waiting before the next try");
-        tokio::time::sleep(wait).await;
-        if deliveries.has_changed().is_err() {
-            return None;
-        }
-    }
-    None
-}
-
-async fn post(
-    settings: &PushSettings,
-    client: &mut Option<Client>,
-    url: &str,
-    report: &Report,
-) -> Result<(), Failure> {
-    let other = |error: reqwest::Error| Failure::Other(describe(&error));
-    let ready = match client.take() {
-        Some(client) => client,
-        None => build(settings).map_err(Failure::Other)?,
+/// Pushes until the agent offers nothing any more.
+pub async fn run(interval: Duration, offers: watch::Receiver<Offer>, said: mpsc::Sender<Said>) {
+    let mut pusher = Pusher {
+        interval,
+        offers,
+        said,
+        courier: Courier::default(),
+        patience: Patience::default(),
+        due: Instant::now() + jittered(interval),
+        nudge: 0,
+        refusals: 0,
     };
-    let answer = client
-        .insert(ready)
-        .post(url)
-        .json(report)
-        .send()
-        .await
-        .map_err(other)?;
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(());
+    while pusher.turn().await.is_ok() {}
+}
+
+struct Pusher {
+    interval: Duration,
+    offers: watch::Receiver<Offer>,
+    said: mpsc::Sender<Said>,
+    courier: Courier,
+    patience: Patience,
+    /// When the newest report is told although nothing changed.
+    due: Instant,
+    /// The last nudge that was followed.
+    nudge: u64,
+    /// How often in a row the receiver refused the oldest change.
+    refusals: u32,
+}
+
+impl Pusher {
+    /// Delivers what there is, or waits for something to deliver.
+    async fn turn(&mut self) -> Result<(), Gone> {
+        let offer = self.offers.borrow_and_update().clone();
+        let Some(url) = &offer.url else {
+            return self.offers.changed().await.map_err(|_| Gone);
+        };
+        let urgent = offer.nudge != self.nudge || Instant::now() >= self.due;
+        match (&offer.change, &offer.newest) {
+            (Some(change), _) => {
+                let parcel = parcel_of(change);
+                self.deliver(url, &offer, &parcel).await
+            }
+            (None, Some(report)) if urgent => {
+                // Checked types always make JSON.
+                let body = serde_json::to_vec(&**report).unwrap_or_default();
+                self.deliver(url, &offer, &Parcel { body, change: None }).await
+            }
+            _ => tokio::select! {
+                changed = self.offers.changed() => changed.map_err(|_| Gone),
+                () = sleep_until(self.due) => Ok(()),
+            },
+        }
     }
-    let patience = answer
-        .headers()
-        .get(RETRY_AFTER)
-        .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    match patience {
-        Some(seconds)
-            if matches!(
-                status,
-                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-            ) =>
+
+    /// Tries once, again at once if the receiver only wants another token, and waits after a failure.
+    async fn deliver(&mut self, url: &str, offer: &Offer, parcel: &Parcel) -> Result<(), Gone> {
+        let mut result = self.courier.deliver(url, offer, parcel).await;
+        if matches!(result, Err(Failure::Unauthorized(_))) {
+            self.courier.forget_token();
+            let offer = self.read_again(offer.reads).await?;
+            result = self.courier.deliver(url, &offer, parcel).await;
+        }
+        match result {
+            Ok(()) => self.delivered(offer, parcel.change).await,
+            Err(Failure::Later(wait)) => {
+                let reason = format!("the receiver asks to wait {} s", wait.as_secs());
+                self.say(Said::Failed { reason }).await?;
+                self.pause(url, None, wait).await
+            }
+            Err(Failure::Refused(reason)) => self.refused(url, offer, parcel.change, reason).await,
+            Err(Failure::Unauthorized(reason) | Failure::Other(reason)) => {
+                self.say(Said::Failed { reason }).await?;
+                let wait = self.patience.next_wait();
+                self.pause(url, Some(offer), wait).await
+            }
+        }
+    }
+
+    async fn delivered(&mut self, offer: &Offer, change: Option<u64>) -> Result<(), Gone> {
+        self.patience = Patience::default();
+        self.refusals = 0;
+        self.due = Instant::now() + jittered(self.interval);
+        if change.is_none() {
+            self.nudge = offer.nudge;
+        }
+        self.say(Said::Delivered { change }).await?;
+        self.settled(change).await
+    }
+
+    async fn refused(
+        &mut self,
+        url: &str,
+        offer: &Offer,
+        change: Option<u64>,
+        reason: String,
+    ) -> Result<(), Gone> {
+        self.refusals += 1;
+        if let Some(change) = change
+            && self.refusals >= MAX_REFUSALS
         {
-            Err(Failure::Later(Duration::from_secs(seconds)))
+            self.refusals = 0;
+            self.say(Said::GivenUp { change, reason }).await?;
+            return self.settled(Some(change)).await;
         }
-        _ => Err(Failure::Other(format!("{url} answered {status}"))),
+        self.say(Said::Failed { reason }).await?;
+        let wait = self.patience.next_wait();
+        self.pause(url, Some(offer), wait).await
     }
-}
 
-fn build(settings: &PushSettings) -> Result<Client, String> {
-    let mut builder = Client::builder()
-        .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
-        .https_only(true)
-        .timeout(REQUEST_TIME)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .tls_version_min(reqwest::tls::Version::TLS_1_2);
-    if let Some(file) = &settings.ca_file {
-        let pem = std::fs::read(file).map_err(|e| format!("report.ca_file {}: {e}", file.display()))?;
-        let authorities = Certificate::from_pem_bundle(&pem)
-            .map_err(|e| format!("report.ca_file {}: {e}", file.display()))?;
-        builder = builder.tls_certs_only(authorities);
+    /// Waits until the agent offers another change than the one that is done with.
+    async fn settled(&mut self, done: Option<u64>) -> Result<(), Gone> {
+        let Some(done) = done else { return Ok(()) };
+        let other = |offer: &Offer| offer.change.as_ref().is_none_or(|change| change.sequence != done);
+        self.offers.wait_for(other).await.map(|_| ()).map_err(|_| Gone)
     }
-    builder.build().map_err(|e| describe(&e))
-}
 
-/// The error with its causes: reqwest's own text stops at the first.
-fn describe(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text.push_str(&format!(": {inner}"));
-        cause = inner.source();
-    }
-    text
-}
-
-/// Between 0.9 and 1.1 times as long, so that a fleet that started together does not report together.
-fn jittered(interval: Duration) -> Duration {
-    let mut byte = [0u8; 1];
-    // Without randomness the reports only come at the same time as others'.
-    let _ = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut byte);
-    interval.mul_f64(0.9 + 0.2 * f64::from(byte[0]) / 255.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn jitter_stays_near() {
-        for _ in 0..100 {
-            let waited = jittered(Duration::from_secs(100)).as_secs_f64();
-            assert!((89.9..=110.1).contains(&waited), "{waited}");
+    /// Has the credentials' files read, and says what is offered then.
+    async fn read_again(&mut self, reads: u64) -> Result<Offer, Gone> {
+        self.say(Said::Unauthorized).await?;
+        let read = timeout(REREAD_TIME, self.offers.wait_for(|offer| offer.reads > reads));
+        match read.await {
+            Ok(Ok(offer)) => return Ok(offer.clone()),
+            Ok(Err(_)) => return Err(Gone),
+            Err(_) => {}
         }
+        // An agent that is busy: what it offered before may still do.
+        Ok(self.offers.borrow().clone())
+    }
+
+    /// Waits. Another receiver is tried at once; so is the same one with other credentials than those of
+    /// `tried`, unless it was the receiver that asked for patience.
+    async fn pause(&mut self, url: &str, tried: Option<&Offer>, wait: Duration) -> Result<(), Gone> {
+        debug!(?wait, "waiting before the next try");
+        let access = tried.map(|offer| offer.access.clone());
+        let changed = self.offers.wait_for(|offer| {
+            let other_access = access
+                .as_ref()
+                .is_some_and(|access| !Arc::ptr_eq(access, &offer.access));
+            offer.url.as_deref() != Some(url) || other_access
+        });
+        tokio::select! {
+            () = sleep(wait) => Ok(()),
+            changed = changed => changed.map(|_| ()).map_err(|_| Gone),
+        }
+    }
+
+    async fn say(&self, what: Said) -> Result<(), Gone> {
+        self.said.send(what).await.map_err(|_| Gone)
+    }
+}
+
+fn parcel_of(change: &Change) -> Parcel {
+    Parcel {
+        body: change.body.as_bytes().to_vec(),
+        change: Some(change.sequence),
     }
 }
