@@ -83,9 +83,9 @@ impl Courier {
         }
     }
 
-    /// Forgets the token: the receiver does not accept it.
-    pub fn forget_token(&mut self) {
-        self.token = None;
+    /// Forgets the token that was given out, for the receiver does not accept it. True if there was one.
+    pub fn forget_token(&mut self) -> bool {
+        self.token.take().is_some()
     }
 
     /// With other credentials it is another connection.

@@ -84,13 +84,15 @@ impl Pusher {
         }
     }
 
-    /// Tries once, again at once if the receiver only wants another token, and waits after a failure.
+    /// Tries once, again at once if the receiver wants another token and there is one, and waits after a failure.
     async fn deliver(&mut self, url: &str, offer: &Offer, parcel: &Parcel) -> Result<(), Gone> {
         let mut result = self.courier.deliver(url, offer, parcel).await;
         if matches!(result, Err(Failure::Unauthorized(_))) {
-            self.courier.forget_token();
-            let offer = self.read_again(offer.reads).await?;
-            result = self.courier.deliver(url, &offer, parcel).await;
+            let had_token = self.courier.forget_token();
+            let now = self.read_again(offer.reads).await?;
+            if had_token || !Arc::ptr_eq(&now.access, &offer.access) {
+                result = self.courier.deliver(url, &now, parcel).await;
+            }
         }
         match result {
             Ok(()) => self.delivered(offer, parcel.change).await,
