@@ -110,6 +110,22 @@ fn a_token_in_a_file_is_read_again_when_it_changes_and_only_if_it_is_secret() {
 }
 
 #[test]
+fn a_token_may_be_a_credential_of_systemd() {
+    let lab = Lab::new();
+    let mut machine = lab.launch();
+    let authority = Authority::new();
+    machine.ok("mkdir -p /etc/systemd/system/portcullis.service.d
+        printf '[Service]\\nSetCredential=report.token:from-systemd\\n' > /etc/systemd/system/portcullis.service.d/token.conf
+        systemctl daemon-reload");
+    let settings = "[report.auth]\nkind = \"bearer\"\ntoken_file = \"credential:report.token\"";
+    trust(&machine, &authority, settings);
+    let receiver = Server::reports(&lab, &authority, &[]);
+    push_to_us(&mut machine);
+    let asked = receiver.next(PATIENTLY);
+    assert_eq!(asked.header("authorization"), "Bearer from-systemd");
+}
+
+#[test]
 fn a_receiver_that_asks_for_a_certificate_gets_the_owners_or_the_instances_own() {
     let lab = Lab::new();
     let mut machine = lab.launch();
