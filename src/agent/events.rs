@@ -60,6 +60,7 @@ pub async fn run(settings: Settings, started: impl FnOnce()) -> Result<(), Strin
         tell_systemd(&agent, false);
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    agent.close().await;
     info!(MESSAGE_ID = id::STOPPED, "stopped; the gate stays in the kernel");
     Ok(())
 }

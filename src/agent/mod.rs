@@ -210,6 +210,11 @@ impl Agent {
         &self.outbox
     }
 
+    /// What was reported is on disk when this returns, as far as it is not delivered.
+    pub async fn close(&mut self) {
+        self.outbox.close().await;
+    }
+
     /// The TLS identity.
     pub fn identity(&self) -> Arc<TlsIdentity> {
         self.identity.clone()

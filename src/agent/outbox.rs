@@ -10,6 +10,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use portcullis_protocol::Report;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use super::report_access;
@@ -29,7 +30,9 @@ struct Update {
 
 /// Takes reports, and says where the pusher gets them from.
 pub struct Outbox {
-    updates: mpsc::UnboundedSender<Update>,
+    /// None when it is closed.
+    updates: Option<mpsc::UnboundedSender<Update>>,
+    keeper: Option<JoinHandle<()>>,
     offers: watch::Receiver<Offer>,
     said: mpsc::Sender<Said>,
     state: watch::Receiver<PushState>,
@@ -61,9 +64,10 @@ impl Outbox {
         keeper.read_access();
         keeper.watch_files();
         keeper.offer_oldest();
-        tokio::spawn(keeper.keep(updated, answers));
+        let keeper = tokio::spawn(keeper.keep(updated, answers));
         Self {
-            updates,
+            updates: Some(updates),
+            keeper: Some(keeper),
             offers,
             said,
             state,
@@ -73,11 +77,21 @@ impl Outbox {
     /// Tells a new report, and where it goes to. The report is on disk soon after, if it tells news.
     pub fn tell(&self, report: Arc<Report>, url: Option<String>, identity: Arc<TlsIdentity>) {
         // The other end lives as long as this one, and takes updates faster than reports can be written.
-        let _ = self.updates.send(Update {
-            report,
-            url,
-            identity,
-        });
+        if let Some(updates) = &self.updates {
+            let _ = updates.send(Update {
+                report,
+                url,
+                identity,
+            });
+        }
+    }
+
+    /// Takes no more reports; those that it has are on disk when this returns.
+    pub async fn close(&mut self) {
+        self.updates = None;
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.await;
+        }
     }
 
     /// What is offered to the pusher.
