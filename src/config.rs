@@ -4,6 +4,7 @@
 //! May not live here: anything of the spec.
 
 mod access;
+pub mod report;
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use portcullis_protocol::UserName;
 use portcullis_protocol::key::MIN_RSA_BITS;
+use report::{RawReport, ReportSettings};
 use serde::Deserialize;
 
 use crate::policy::access::Policy;
@@ -57,11 +59,8 @@ pub struct Settings {
     pub end_sessions: bool,
     /// Where the HTTPS endpoint listens.
     pub listen: SocketAddr,
-    /// Time between two reports when nothing changes: at least a second.
-    pub report_interval: Duration,
-    /// PEM file of the authorities that the report's receiver is checked against; the system's own
-    /// if there is none.
-    pub report_ca_file: Option<PathBuf>,
+    /// How reports are pushed.
+    pub report: ReportSettings,
     /// What callers over HTTPS may do.
     pub access: Policy,
     /// Most bytes of the audit log's files together: [`AUDIT_BYTES`].
@@ -89,8 +88,7 @@ impl Default for Settings {
             restart_sshd: false,
             end_sessions: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
-            report_interval: Duration::from_secs(300),
-            report_ca_file: None,
+            report: ReportSettings::default(),
             access: Policy::default(),
             audit_max_bytes: 16 << 20,
         }
@@ -167,13 +165,6 @@ struct RawHealth {
     listen: Option<SocketAddr>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawReport {
-    interval: Option<String>,
-    ca_file: Option<PathBuf>,
-}
-
 impl Settings {
     /// Reads the file and the `conf.d` beside it.
     ///
@@ -227,14 +218,7 @@ impl Settings {
         set(&mut new.sshd.harden, raw.sshd.harden);
         set(&mut new.restart_sshd, raw.sshd.restart);
         set(&mut new.listen, raw.health.listen);
-        set(
-            &mut new.report_interval,
-            raw.report.interval.map(|text| interval(&text)).transpose()?,
-        );
-        match raw.report.ca_file {
-            Some(path) if path.as_os_str().is_empty() => new.report_ca_file = None,
-            path => new.report_ca_file = absolute("report.ca_file", path)?.or(new.report_ca_file),
-        }
+        new.report.apply(raw.report)?;
         set(&mut new.audit_max_bytes, raw.audit.max_bytes);
         if !AUDIT_BYTES.contains(&new.audit_max_bytes) {
             let (least, most) = AUDIT_BYTES.into_inner();
@@ -425,7 +409,7 @@ mod tests {
         )
         .unwrap();
         let settings = Settings::load(Some(&main)).unwrap();
-        assert_eq!(settings.report_interval, Duration::from_secs(180));
+        assert_eq!(settings.report.interval, Duration::from_secs(180));
         assert_eq!(settings.links.uplinks, ["a".to_owned()].into());
         std::fs::write(folder.path().join("conf.d/30.toml"), "nonsense").unwrap();
         let error = Settings::load(Some(&main)).unwrap_err().to_string();

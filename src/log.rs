@@ -41,6 +41,12 @@ pub mod id {
     pub const READINESS: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0a";
     /// A report could not be delivered yet.
     pub const REPORT_FAILED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0b";
+    /// Reports are delivered again, after tries that failed.
+    pub const REPORT_DELIVERED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e6c";
+    /// A report of a change is lost: no room, no disk, or the receiver refuses it.
+    pub const REPORT_DROPPED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e6d";
+    /// The credentials for pushing reports can't be used.
+    pub const REPORT_CREDENTIALS: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e6e";
     /// A spec that was on trial was confirmed.
     pub const SPEC_CONFIRMED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0e";
     /// A spec that was on trial was given up.

@@ -62,6 +62,7 @@ pub async fn run(settings: Settings, started: impl FnOnce()) -> Result<(), Strin
         tell_systemd(&agent, false);
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    agent.close().await;
     agent.audit_stop();
     info!(MESSAGE_ID = id::STOPPED, "stopped; the gate stays in the kernel");
     Ok(())
@@ -156,11 +157,12 @@ impl Sources {
                 warn!(MESSAGE_ID = id::DEGRADED, %listen, %error, "the HTTPS endpoint can't be bound");
             }
         }
-        let push = push::PushSettings {
-            interval: settings.report_interval,
-            ca_file: settings.report_ca_file.clone(),
-        };
-        tokio::spawn(push::run(push, agent.deliveries(), agent.pushes()));
+        let outbox = agent.outbox();
+        tokio::spawn(push::run(
+            settings.report.interval,
+            outbox.offers(),
+            outbox.said(),
+        ));
         let (unit_sender, units) = mpsc::channel(1);
         tokio::spawn(async move {
             while !unit_sender.is_closed() {

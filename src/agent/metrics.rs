@@ -22,7 +22,7 @@ use tracing::warn;
 
 use super::Agent;
 use super::control::{Caller, refused};
-use crate::health::push::PushState;
+use crate::health::push::offer::PushState;
 use crate::identity::expiry;
 use crate::log::id;
 use crate::policy::observation::{Gate, Observed};
@@ -205,7 +205,7 @@ impl Agent {
                 .map_err(|e| e.to_string()),
             certificates,
             process: process::observe(),
-            pushes: self.pushes.borrow().clone(),
+            pushes: self.outbox.state().borrow().clone(),
         };
         self.metrics.note("denied", &seen.denied);
         self.metrics.note("process", &seen.process);

@@ -18,10 +18,13 @@ mod login_questions;
 pub mod logins;
 pub mod metrics;
 pub mod neighbours;
+pub mod outbox;
 pub mod report;
+mod report_access;
 pub mod restart;
 pub mod session_keys;
 pub mod sessions;
+pub mod spool;
 pub mod sshd;
 pub mod state;
 
@@ -36,7 +39,6 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::config::Settings;
-use crate::health::push::{Delivery, PushState};
 use crate::health::server::{self, Published};
 use crate::identity::TlsIdentity;
 use crate::log::id;
@@ -49,6 +51,7 @@ use access::Access;
 use denied::Denied;
 use gate::guard::Guard;
 use metrics::Metrics;
+use outbox::Outbox;
 use restart::Restarter;
 use session_keys::RemovedKeys;
 use sshd::Configured;
@@ -105,8 +108,7 @@ pub struct Agent {
     host_key_alert: Option<Change>,
     report: Option<Arc<Report>>,
     published: watch::Sender<Published>,
-    deliveries: watch::Sender<Delivery>,
-    pushes: watch::Sender<PushState>,
+    outbox: Outbox,
     known_logins: logins::Memory,
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
@@ -171,6 +173,12 @@ impl Agent {
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
         let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
+        let identity = Arc::new(identity);
+        let outbox = Outbox::start(
+            settings.report.clone(),
+            settings.state_dir.clone(),
+            identity.clone(),
+        );
         let published = watch::Sender::new(Published {
             report: None,
             token,
@@ -193,14 +201,13 @@ impl Agent {
             denied,
             configured,
             restarter,
-            identity: Arc::new(identity),
+            identity,
             identity_lost,
             seen,
             host_key_alert: None,
             report: None,
             published,
-            deliveries: watch::Sender::default(),
-            pushes: watch::Sender::default(),
+            outbox,
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
             removed_keys,
@@ -215,14 +222,14 @@ impl Agent {
         self.published.subscribe()
     }
 
-    /// What is pushed.
-    pub fn deliveries(&self) -> watch::Receiver<Delivery> {
-        self.deliveries.subscribe()
+    /// Where pushed reports wait.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
     }
 
-    /// Where it is told how pushing goes.
-    pub fn pushes(&self) -> watch::Sender<PushState> {
-        self.pushes.clone()
+    /// What was reported is on disk when this returns, as far as it is not delivered.
+    pub async fn close(&mut self) {
+        self.outbox.close().await;
     }
 
     /// The TLS identity.
@@ -398,10 +405,7 @@ impl Agent {
             .map(|url| url.as_str().to_owned());
         self.published
             .send_modify(|published| published.report = Some(report.clone()));
-        self.deliveries.send_replace(Delivery {
-            url,
-            report: Some(report),
-        });
+        self.outbox.tell(report, url, self.identity.clone());
     }
 }
 

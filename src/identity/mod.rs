@@ -10,6 +10,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use portcullis_protocol::identity::{Identity, to_hex};
 use portcullis_protocol::report::HostKey;
 use portcullis_protocol::{Secret, Spec};
@@ -134,6 +136,16 @@ impl TlsIdentity {
     /// The certificate, for a connection to ourselves.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// The certificate and its key as PEM, for a connection in which the instance is the client.
+    pub fn client_pem(&self) -> (String, Secret) {
+        let pem = |label: &str, der: &[u8]| {
+            let base64 = STANDARD.encode(der);
+            format!("-----BEGIN {label}-----\n{base64}\n-----END {label}-----\n")
+        };
+        let key = zeroize::Zeroizing::new(pem("PRIVATE KEY", self.key.secret_der()));
+        (pem("CERTIFICATE", &self.certificate), Secret::new(key.as_str()))
     }
 
     /// The identity document for a caller's nonce, bound by the enrolment token.

@@ -24,6 +24,7 @@ pub mod metadata;
 pub mod observation;
 pub mod readiness;
 pub mod ruleset;
+pub mod spool;
 pub mod ssh_algorithms;
 pub mod ssh_log;
 pub mod sshd_drop_in;

@@ -18,7 +18,7 @@ pub const INSTANCE_DATA: &str = "/run/cloud-init/instance-data.json";
 
 /// systemd's credentials: the daemon's own (systemd.exec(5), `LoadCredential=`), and those of the whole
 /// system, from the machine's firmware or the container's manager (systemd.system-credentials(7)).
-const CREDENTIALS: [&str; 2] = ["/run/credentials/portcullis.service", "/run/credentials/@system"];
+pub const CREDENTIALS: [&str; 2] = ["/run/credentials/portcullis.service", "/run/credentials/@system"];
 
 /// Largest credential that systemd takes, in bytes (systemd.exec(5)).
 const MAX_CREDENTIAL: usize = 1 << 20;

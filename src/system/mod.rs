@@ -23,6 +23,7 @@ pub mod netlink;
 pub mod nflog;
 pub mod nftables;
 pub mod process;
+pub mod secret_files;
 pub mod selinux;
 pub mod sockets;
 pub mod ssh_probe;

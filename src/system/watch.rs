@@ -25,6 +25,8 @@ pub enum Topic {
     Keys,
     /// The system bus.
     Bus,
+    /// Credentials for pushing reports.
+    Credentials,
 }
 
 /// What of a folder matters.
@@ -150,6 +152,7 @@ impl Watch {
             for event in events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                     topics.extend([Topic::Spec, Topic::Accounts, Topic::Sshd, Topic::Keys, Topic::Bus]);
+                    topics.insert(Topic::Credentials);
                 }
                 let concerned = self
                     .places

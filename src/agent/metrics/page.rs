@@ -13,7 +13,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::Seen;
 use crate::agent::denied::reasons;
-use crate::health::push::PushState;
+use crate::health::push::offer::PushState;
 use crate::policy::observation::{Gate, Observed};
 use crate::system::nftables::Count;
 use crate::system::process::Process;

@@ -131,7 +131,9 @@ impl Became {
             confirm_until,
         };
         match answer {
-            Answer::Report { .. } | Answer::Spec { .. } | Answer::Denied { .. } | Answer::Metrics { .. } => None,
+            Answer::Report { .. } | Answer::Spec { .. } | Answer::Denied { .. } | Answer::Metrics { .. } => {
+                None
+            }
             Answer::Access { changed, .. } => (!asked.reads).then(|| plain(changed, None)),
             Answer::Applied {
                 changed,
