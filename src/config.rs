@@ -13,6 +13,10 @@ use portcullis_protocol::UserName;
 use portcullis_protocol::key::MIN_RSA_BITS;
 use serde::Deserialize;
 
+mod limits;
+
+pub use limits::LimitSettings;
+
 use crate::policy::key_path::KeyPlace;
 use crate::policy::links::LinkSettings;
 use crate::policy::sshd_drop_in::Wishes;
@@ -53,6 +57,8 @@ pub struct Settings {
     pub end_sessions: bool,
     /// Where the HTTPS endpoint listens.
     pub listen: SocketAddr,
+    /// How much callers may take of it.
+    pub limits: LimitSettings,
     /// Time between two reports when nothing changes: at least a second.
     pub report_interval: Duration,
     /// PEM file of the authorities that the report's receiver is checked against; the system's own
@@ -77,6 +83,7 @@ impl Default for Settings {
             restart_sshd: false,
             end_sessions: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
+            limits: LimitSettings::default(),
             report_interval: Duration::from_secs(300),
             report_ca_file: None,
         }
@@ -101,6 +108,7 @@ struct RawFile {
     keys: RawKeys,
     sshd: RawSshd,
     health: RawHealth,
+    limits: limits::RawLimits,
     report: RawReport,
 }
 
@@ -204,6 +212,7 @@ impl Settings {
         set(&mut new.sshd.harden, raw.sshd.harden);
         set(&mut new.restart_sshd, raw.sshd.restart);
         set(&mut new.listen, raw.health.listen);
+        new.limits.apply(raw.limits)?;
         set(
             &mut new.report_interval,
             raw.report.interval.map(|text| interval(&text)).transpose()?,
@@ -362,6 +371,10 @@ mod tests {
                 "keys.cloud_init_user: \"a b\"",
             ),
             ("[report]\ninterval = \"-5m\"", "report.interval"),
+            (
+                "[limits]\nconnections = 7",
+                "limits.connections: 7 is not from 8 to",
+            ),
             ("[health]\nlisten = \"[::]:0\"", "health.listen"),
             (
                 "[firewall]\nuplinks = [\"a\"]\ntrusted_interfaces = [\"a\"]",

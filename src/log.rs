@@ -59,6 +59,8 @@ pub mod id {
     pub const SSHD_CONFIGURED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e51";
     /// Our drop-in could not be put in place, or was taken back.
     pub const SSHD_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e52";
+    /// Callers of the HTTPS endpoint were turned away, for they asked too much of it.
+    pub const TURNED_AWAY: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e74";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }

@@ -142,7 +142,9 @@ impl Sources {
         match server::bind(settings.listen).await {
             Ok(listener) => {
                 let (published, identity) = (agent.published(), agent.identity());
-                tokio::spawn(server::serve(listener, published, identity, call_sender.clone()));
+                let limits = settings.limits.clone();
+                let calls = call_sender.clone();
+                tokio::spawn(server::serve(listener, limits, published, identity, calls));
             }
             Err(error) => {
                 let listen = settings.listen;

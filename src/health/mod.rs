@@ -4,6 +4,11 @@
 //! May not live here: what the report says (`agent`), who is trusted (`identity`).
 
 mod changes;
+mod connection;
+#[cfg(test)]
+mod document;
+mod limits;
 mod problem;
 pub mod push;
+pub mod routes;
 pub mod server;

@@ -1,21 +1,18 @@
 //! The HTTPS endpoint: `/livez`, `/readyz`, `/v1/identity` for whoever the gate lets reach it,
 //! `/v1/health` and changes (`changes`) for callers with a certificate of the control plane's authority.
 //!
-//! Strangers can talk to this: every connection has limits on time, size and number.
-//! May not live here: changing the instance; the agent is asked to.
+//! May not live here: changing the instance (the agent is asked to), connections and their limits
+//! (`connection`), which paths there are (`routes`).
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use portcullis_protocol::{Report, Secret};
 use rustls::ServerConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -23,24 +20,19 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsConnector;
 
-use super::changes;
+use super::limits::Limits;
 use super::problem::Problem;
+use super::{connection, routes};
 use crate::agent::control::{Call, Remote};
+use crate::config::LimitSettings;
 use crate::identity::TlsIdentity;
 use crate::policy::observation::{Observed, Tls};
-use crate::system::clock;
 
-/// Connections served at once; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 128;
-/// Time for the TLS handshake, and for each request's header.
-const HEADER_TIME: Duration = Duration::from_secs(10);
-/// Longest life of a connection.
-const CONNECTION_TIME: Duration = Duration::from_secs(120);
-/// Most bytes of a request's header.
-const MAX_HEADER_BYTES: usize = 16 << 10;
+/// Time for the agent to connect to its own endpoint.
+const OBSERVE_TIME: Duration = Duration::from_secs(10);
 
 /// What the endpoint tells; the agent replaces it as a whole.
 #[derive(Clone)]
@@ -69,6 +61,8 @@ pub(super) struct Shared {
     identity: Arc<TlsIdentity>,
     /// Where the agent is asked.
     pub(super) agent: mpsc::Sender<Call>,
+    /// How much callers may take.
+    pub(super) limits: Arc<Limits>,
 }
 
 /// Binds the endpoint's port; IPv4 only where the kernel has no IPv6.
@@ -90,84 +84,34 @@ pub async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
 /// Serves until the task is dropped.
 pub async fn serve(
     listener: TcpListener,
+    limits: LimitSettings,
     published: watch::Receiver<Published>,
     identity: Arc<TlsIdentity>,
     agent: mpsc::Sender<Call>,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let router = router(Shared {
+    let limits = Arc::new(Limits::new(limits));
+    let router = routes::router(Shared {
         published: published.clone(),
         identity,
         agent,
+        limits: limits.clone(),
     });
-    loop {
-        // The semaphore is never closed.
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, address)) => {
-                let acceptor = TlsAcceptor::from(published.borrow().tls.clone());
-                let router = router.clone();
-                tokio::spawn(async move {
-                    let _ =
-                        tokio::time::timeout(CONNECTION_TIME, serve_one(stream, address, acceptor, router))
-                            .await;
-                    drop(slot);
-                });
-            }
-            // Out of descriptors: wait until a connection ends rather than spin.
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
-async fn serve_one(stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, router: Router) {
-    let since = clock::since_boot();
-    let handshake = tokio::time::timeout(HEADER_TIME, acceptor.accept(stream)).await;
-    let Ok(Ok(stream)) = handshake else { return };
-    // rustls gives certificates only after it verified them against the spec's authority.
-    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let caller = match chain.is_empty() {
-        true => Caller::Anybody,
-        false => Caller::ControlPlane(Remote {
-            since,
-            address: SocketAddr::new(address.ip().to_canonical(), address.port()),
-            chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
-        }),
-    };
-    let service = TowerToHyperService::new(router.layer(Extension(caller)));
-    let _ = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
-        .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-}
-
-fn router(shared: Shared) -> Router {
-    Router::new()
-        .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(readyz))
-        .route("/v1/health", get(health))
-        .route("/v1/identity", get(identity))
-        .merge(changes::routes())
-        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this path does not know that method",
-            )
-        })
-        .with_state(shared)
+    connection::accept_all(listener, limits, published, router).await;
 }
 
 #[derive(Deserialize)]
-struct ReadyzQuery {
+pub(super) struct ReadyzQuery {
     verbose: Option<String>,
 }
 
-async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) -> Response {
+pub(super) async fn readyz(
+    State(shared): State<Shared>,
+    query: Result<Query<ReadyzQuery>, QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(error) => return Problem::new(StatusCode::BAD_REQUEST, &error.body_text()).into_response(),
+    };
     let report = shared.published.borrow().report.clone();
     let Some(report) = report else {
         return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
@@ -189,7 +133,7 @@ async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) 
     (status, text).into_response()
 }
 
-async fn health(State(shared): State<Shared>, Extension(caller): Extension<Caller>) -> Response {
+pub(super) async fn health(State(shared): State<Shared>, Extension(caller): Extension<Caller>) -> Response {
     if caller == Caller::Anybody {
         return Problem::not_the_control_plane().into_response();
     }
@@ -205,11 +149,11 @@ async fn health(State(shared): State<Shared>, Extension(caller): Extension<Calle
 }
 
 #[derive(Deserialize)]
-struct IdentityQuery {
+pub(super) struct IdentityQuery {
     nonce: String,
 }
 
-async fn identity(
+pub(super) async fn identity(
     State(shared): State<Shared>,
     query: Result<Query<IdentityQuery>, QueryRejection>,
 ) -> Response {
@@ -256,10 +200,15 @@ pub async fn observe(listen: SocketAddr, identity: &TlsIdentity) -> Observed<Tls
         let name = ServerName::try_from("portcullis").map_err(std::io::Error::other)?;
         TlsConnector::from(Arc::new(config)).connect(name, stream).await
     };
-    let stream = match tokio::time::timeout(HEADER_TIME, connect).await {
+    let stream = match tokio::time::timeout(OBSERVE_TIME, connect).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(format!("{address}: {error}")),
-        Err(_) => return Err(format!("{address}: no answer within {} s", HEADER_TIME.as_secs())),
+        Err(_) => {
+            return Err(format!(
+                "{address}: no answer within {} s",
+                OBSERVE_TIME.as_secs()
+            ));
+        }
     };
     let session = stream.get_ref().1;
     let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
