@@ -74,14 +74,14 @@ pub(super) struct Conditions {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ConditionsQuery {
+pub(super) struct ConditionsQuery {
     confirm: Option<String>,
     #[serde(default)]
     force: bool,
 }
 
 impl Conditions {
-    fn new(headers: &HeaderMap, query: ConditionsQuery) -> Result<Self, Problem> {
+    pub(super) fn new(headers: &HeaderMap, query: ConditionsQuery) -> Result<Self, Problem> {
         let bad = |detail: &str| Problem::new(StatusCode::BAD_REQUEST, detail);
         let trial = query.confirm.as_deref().map(trial_time).transpose();
         let mut conditions = Self {
@@ -188,7 +188,7 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Body<T> {
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if let Err(error) = serde_json::from_slice::<IgnoredAny>(bytes) {
         let detail = format!("the body is not one JSON document: {error}");
         return Err(Problem::new(StatusCode::BAD_REQUEST, &detail));

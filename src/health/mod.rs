@@ -3,6 +3,8 @@
 //!
 //! May not live here: what the report says (`agent`), who is trusted (`identity`).
 
+#[cfg(test)]
+mod bad_bodies;
 mod changes;
 mod connection;
 #[cfg(test)]
