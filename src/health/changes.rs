@@ -10,7 +10,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use portcullis_protocol::control::{Answer, Request as Ask};
@@ -161,6 +161,14 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        if request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| !may_be_json(kind))
+        {
+            let detail = "the body has to be application/json";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+        }
         let declared = request.headers().get(header::CONTENT_LENGTH);
         let declared = declared.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         // Said before it is sent.
@@ -186,6 +194,18 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Body<T> {
         let bytes = bytes.map_err(|e: BytesRejection| Problem::new(e.status(), &e.body_text()))?;
         parse(&bytes).map(|value| Self(value, room))
     }
+}
+
+/// JSON by its name, or by curl's default, with which everybody writes it by hand.
+fn may_be_json(kind: &HeaderValue) -> bool {
+    let kind = kind
+        .to_str()
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default();
+    let kind = kind.trim().to_ascii_lowercase();
+    kind == "application/json" || kind.ends_with("+json") || kind == "application/x-www-form-urlencoded"
 }
 
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
@@ -433,6 +453,16 @@ mod tests {
         for query in ["confirm=4s", "confirm=soon", "confirm=25h"] {
             assert!(conditions(&[], query).is_err(), "{query}");
         }
+    }
+
+    #[test]
+    fn a_body_of_another_kind_is_not_read() {
+        let may = |kind| may_be_json(&HeaderValue::from_static(kind));
+        assert!(
+            may("application/json") && may("Application/JSON; charset=utf-8") && may("application/ld+json")
+        );
+        assert!(may("application/x-www-form-urlencoded"), "curl -d");
+        assert!(!may("text/plain") && !may("multipart/form-data; boundary=x") && !may(""));
     }
 
     #[test]

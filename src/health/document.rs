@@ -150,11 +150,15 @@ fn answers(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     if operation.if_match == IfMatch::Required {
         problems.push(StatusCode::PRECONDITION_REQUIRED);
     }
+    if operation.path.contains('{') {
+        problems.extend([StatusCode::BAD_REQUEST, StatusCode::NOT_FOUND]);
+    }
     if operation.body.is_some() {
         problems.extend([
             StatusCode::BAD_REQUEST,
             StatusCode::REQUEST_TIMEOUT,
             StatusCode::PAYLOAD_TOO_LARGE,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
             StatusCode::UNPROCESSABLE_ENTITY,
         ]);
     }

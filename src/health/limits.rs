@@ -238,7 +238,7 @@ impl Slot {
         let reserved = self.limits.reserved();
         let mut used = self.limits.used();
         // If it is not among the strangers, it has been told to end.
-        let ended = used.strangers.get(&number).is_none();
+        let ended = !used.strangers.contains_key(&number);
         if ended || used.trusted >= reserved {
             return;
         }

@@ -119,7 +119,8 @@ fn is_answered(from: &Path, machine: &Machine, path: &str, options: &[&str]) {
 
 /// How many connections with an address the instance has.
 fn connections(machine: &Machine, with: IpAddr) -> usize {
-    let list = format!("ss -Htn state established sport = :{AGENT_PORT} | grep -cF '{with}' ; true");
+    let peer = format!("([[:space:]]|:|\\[){with}\\]?:[0-9]+[[:space:]]*$");
+    let list = format!("ss -Htn state established sport = :{AGENT_PORT} | grep -cE '{peer}' ; true");
     machine.ok(&list).parse().unwrap()
 }
 
@@ -131,15 +132,12 @@ fn slow_callers_of_one_source_hold_up_nobody_else() {
     let right = files(&lab, "right", &lab.provider.client_certificate().unwrap());
     let beside = lab.provider.network().path();
     let from = stranger.path();
-    // Half of them never end their handshake, half never end their header.
+    // Of these the newest stay: half of them never end their handshake, half never end their header.
     let mut raw: Vec<TcpStream> = (0..60).filter_map(|_| dial(&from, machine.v4()).ok()).collect();
     let mut http: Vec<Tls> = Vec::new();
-    for _ in 0..60 {
-        if let Ok(stream) = dial(&from, machine.v4()).and_then(|stream| tls(stream, None)) {
-            http.push(stream);
-        }
+    for _ in 0..16 {
+        http.push(tls(dial(&from, machine.v4()).unwrap(), None).unwrap());
     }
-    assert!(http.len() > 20, "only {} got as far as HTTP", http.len());
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let slowly = scope.spawn(|| {
@@ -242,7 +240,7 @@ fn who_asks_too_often_is_told_to_wait_and_nobody_else() {
     let (stranger, other) = (lab.stranger(), lab.provider.outsider("other").unwrap());
     let beside = lab.provider.network().path();
     let ask = |from: &Path| tls(dial(from, machine.v4()).unwrap(), None).unwrap();
-    let requests = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".repeat(5000);
+    let requests = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".repeat(400);
     let said = says(&mut ask(&stranger.path()), &requests);
     let answered = said.matches("HTTP/1.1 200 OK").count();
     assert!(answered >= 200, "a burst is let through: {answered}");
@@ -296,7 +294,7 @@ fn what_is_no_http_gets_a_refusal_or_a_closed_connection() {
     for (bytes, status) in [
         (format!("{good}\0\x01garbage\r\n\r\n"), "400 Bad Request"),
         (
-            header(format!("x: {}\r\n", "y".repeat(40_000))),
+            header(format!("x: {}\r\n", "y".repeat(20_000))),
             "431 Request Header",
         ),
         (header(many), "431 Request Header"),
@@ -305,7 +303,7 @@ fn what_is_no_http_gets_a_refusal_or_a_closed_connection() {
             "400 Bad Request",
         ),
         (
-            format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "y".repeat(70_000)),
+            format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "y".repeat(20_000)),
             "4",
         ),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), ""),
@@ -372,22 +370,26 @@ fn large_bodies_that_do_not_come_hold_up_only_large_ones() {
         stream.flush().unwrap();
         stream
     };
-    let mut slow = [begin(), begin()];
-    // A third one has to wait, and is told so in the end; what is small goes on.
-    let mut third = begin();
+    let mut slow = [begin(), begin(), begin()];
+    // What is small goes on.
     assert!(
         api.done("POST", "/v1/firewall/rules", &crate::api::rule("web", 9000))
             .1
     );
-    let said = says(&mut third, b"").to_ascii_lowercase();
+    // Two have the room and don't use it; the third had to wait for it, and is told so in the end.
+    let mut said: Vec<String> = slow.iter_mut().map(|stream| says(stream, b"")).collect();
+    said.sort();
+    let [slow, too, waited] = said.as_slice() else {
+        panic!("{said:?}")
+    };
     assert!(
-        said.starts_with("http/1.1 503") && said.contains("retry-after: "),
-        "{said}"
+        slow.starts_with("HTTP/1.1 408") && too.starts_with("HTTP/1.1 408"),
+        "{said:?}"
     );
-    for stream in &mut slow {
-        let said = says(stream, b"");
-        assert!(said.starts_with("HTTP/1.1 408"), "{said}");
-    }
+    assert!(
+        waited.starts_with("HTTP/1.1 503") && waited.contains("retry-after: "),
+        "{said:?}"
+    );
     // The room is there again.
     let huge = vec![b' '; 9_000_000];
     let answer = api.with(&["-H", "If-Match: *"], "PUT", "/v1/spec", &huge);
