@@ -14,6 +14,7 @@ DEB = $(TARGET)/debian/portcullis_$(VERSION)_$(ARCH).deb
 # Pinned: what packages look like must not change by itself.
 CARGO_DEB := 3.8.0
 CARGO_GENERATE_RPM := 0.21.1
+SCHEMATHESIS := 4.32.5
 TOOLS := target/tools
 LIBC := $(TARGET)/libc
 
@@ -26,7 +27,7 @@ build: ## Build both programs for development
 	cargo build --locked --workspace
 
 .PHONY: test
-test: need-root setup lint deb ## Everything that CI runs; needs root (real namespaces, real instances)
+test: need-root setup lint deb $(TOOLS)/schemathesis-$(SCHEMATHESIS) ## Everything that CI runs; needs root (real namespaces, real instances)
 	cargo test --locked --workspace --no-fail-fast
 
 .PHONY: lint
@@ -71,6 +72,7 @@ bench: need-root setup deb ## The gate beside nft, iptables, ufw and firewalld, 
 .PHONY: schema
 schema: ## Write docs/schema anew from the types
 	UPDATE_SCHEMA=1 cargo test --locked -p portcullis-protocol shipped_schemas_are_current
+	UPDATE_SCHEMA=1 cargo test --locked --lib the_shipped_description_is_current
 
 .PHONY: setup
 setup: ## Install the system packages that the rest needs (Debian, Ubuntu; as root)
@@ -93,4 +95,12 @@ $(TOOLS)/cargo-deb-$(CARGO_DEB):
 $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
 	CARGO_TARGET_DIR=$(TOOLS)/build cargo install --locked --force --root $(TOOLS) cargo-generate-rpm@$(CARGO_GENERATE_RPM)
 	rm -rf $(TOOLS)/build
+	touch $@
+
+# The versions and hashes of all of it are in the file; a change of it is another pin as well.
+$(TOOLS)/schemathesis-$(SCHEMATHESIS): packaging/schemathesis.txt
+	rm -rf $(TOOLS)/schemathesis
+	mkdir -p $(TOOLS)
+	python3 -m venv $(TOOLS)/schemathesis
+	$(TOOLS)/schemathesis/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@

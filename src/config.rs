@@ -4,6 +4,7 @@
 //! May not live here: anything of the spec.
 
 mod access;
+mod limits;
 pub mod report;
 
 use std::collections::BTreeSet;
@@ -13,6 +14,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use limits::LimitSettings;
 use portcullis_protocol::UserName;
 use portcullis_protocol::key::MIN_RSA_BITS;
 use report::{RawReport, ReportSettings};
@@ -59,6 +61,8 @@ pub struct Settings {
     pub end_sessions: bool,
     /// Where the HTTPS endpoint listens.
     pub listen: SocketAddr,
+    /// How much callers may take of it.
+    pub limits: LimitSettings,
     /// How reports are pushed.
     pub report: ReportSettings,
     /// What callers over HTTPS may do.
@@ -88,6 +92,7 @@ impl Default for Settings {
             restart_sshd: false,
             end_sessions: false,
             listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
+            limits: LimitSettings::default(),
             report: ReportSettings::default(),
             access: Policy::default(),
             audit_max_bytes: 16 << 20,
@@ -113,6 +118,7 @@ struct RawFile {
     keys: RawKeys,
     sshd: RawSshd,
     health: RawHealth,
+    limits: limits::RawLimits,
     report: RawReport,
     access: access::RawAccess,
     audit: RawAudit,
@@ -218,6 +224,7 @@ impl Settings {
         set(&mut new.sshd.harden, raw.sshd.harden);
         set(&mut new.restart_sshd, raw.sshd.restart);
         set(&mut new.listen, raw.health.listen);
+        new.limits.apply(raw.limits)?;
         new.report.apply(raw.report)?;
         set(&mut new.audit_max_bytes, raw.audit.max_bytes);
         if !AUDIT_BYTES.contains(&new.audit_max_bytes) {
@@ -374,6 +381,10 @@ mod tests {
                 "keys.cloud_init_user: \"a b\"",
             ),
             ("[report]\ninterval = \"-5m\"", "report.interval"),
+            (
+                "[limits]\nconnections = 7",
+                "limits.connections: 7 is not from 8 to",
+            ),
             ("[health]\nlisten = \"[::]:0\"", "health.listen"),
             (
                 "[firewall]\nuplinks = [\"a\"]\ntrusted_interfaces = [\"a\"]",

@@ -77,6 +77,8 @@ pub mod id {
     pub const AUDIT_BROKEN: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e6a";
     /// A part of the metrics can't be had, and is left out of them.
     pub const METRICS_INCOMPLETE: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e70";
+    /// Callers of the HTTPS endpoint were turned away, for they asked too much of it.
+    pub const TURNED_AWAY: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e74";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }

@@ -149,8 +149,11 @@ impl Sources {
         match server::bind(settings.listen).await {
             Ok(listener) => {
                 let (published, identity) = (agent.published(), agent.identity());
-                let (calls, counts) = (call_sender.clone(), Counts::default());
-                tokio::spawn(server::serve(listener, published, identity, calls, counts));
+                let (limits, counts) = (settings.limits.clone(), Counts::default());
+                let calls = call_sender.clone();
+                tokio::spawn(server::serve(
+                    listener, limits, published, identity, calls, counts,
+                ));
             }
             Err(error) => {
                 let listen = settings.listen;

@@ -3,22 +3,25 @@
 //!
 //! May not live here: what a change means or whether it is made (`agent`), who is trusted (`identity`).
 
+use std::time::Duration;
+
+use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
+use jiff::Timestamp;
 use portcullis_protocol::control::{Answer, Request as Ask};
 use portcullis_protocol::spec::{MAX_SPEC_BYTES, Name, from_json};
 use portcullis_protocol::{AuthorizedKey, FirewallRule, Peer, PeerAddress, Spec};
-use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::json;
-use tokio::sync::oneshot;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::timeout;
 
+use super::limits::LARGE_BODY;
 use super::problem::Problem;
 use super::server::{Caller, Shared};
 use crate::agent::control::{Caller as Asker, Remote};
@@ -26,18 +29,10 @@ use crate::config::trial_time;
 
 pub(super) type Answered = Result<Response, Problem>;
 
-/// The routes. A body may be as long as the longest spec.
-pub(super) fn routes() -> Router<Shared> {
-    Router::new()
-        .route("/v1/spec", get(spec).put(replace_spec))
-        .route("/v1/firewall/rules", post(add_rule))
-        .route("/v1/firewall/rules/{id}", delete(revoke_rule))
-        .route("/v1/cluster/peers/{instance}", put(add_peer).delete(revoke_peer))
-        .route("/v1/keys", post(add_key))
-        .route("/v1/keys/{fingerprint}", delete(revoke_key))
-        .route("/v1/confirm/{generation}", post(confirm))
-        .layer(DefaultBodyLimit::max(MAX_SPEC_BYTES))
-}
+/// How long a large body waits for others to be done.
+const ROOM_TIME: Duration = Duration::from_secs(10);
+/// How long a body may take to arrive: the longest one at half a megabyte a second.
+const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// A caller with a certificate of the control plane's authority. Stands first among a handler's arguments,
 /// so that nothing is read from anybody else.
@@ -55,7 +50,7 @@ impl<S: Sync> FromRequestParts<S> for ControlPlane {
 }
 
 /// The one variable part of a path, without its percent-encoding.
-struct Named(String);
+pub(super) struct Named(String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = Problem;
@@ -69,7 +64,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 
 /// What goes with a change: `If-Match`, `?confirm=60s`, `?force=true`.
 #[derive(Debug, Default, PartialEq)]
-struct Conditions {
+pub(super) struct Conditions {
     /// `If-Match` was there; `*` is any generation.
     conditional: bool,
     if_generation: Option<u64>,
@@ -79,14 +74,14 @@ struct Conditions {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ConditionsQuery {
+pub(super) struct ConditionsQuery {
     confirm: Option<String>,
     #[serde(default)]
     force: bool,
 }
 
 impl Conditions {
-    fn new(headers: &HeaderMap, query: ConditionsQuery) -> Result<Self, Problem> {
+    pub(super) fn new(headers: &HeaderMap, query: ConditionsQuery) -> Result<Self, Problem> {
         let bad = |detail: &str| Problem::new(StatusCode::BAD_REQUEST, detail);
         let trial = query.confirm.as_deref().map(trial_time).transpose();
         let mut conditions = Self {
@@ -158,13 +153,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Conditions {
     }
 }
 
-/// A body that is one JSON document of a type.
-struct Body<T>(T);
+/// A body that is one JSON document of a type. If it is a large one, nobody else's has its room until this is
+/// dropped.
+pub(super) struct Body<T>(T, Option<OwnedSemaphorePermit>);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<Shared> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        if request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| !may_be_json(kind))
+        {
+            let detail = "the body has to be application/json";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+        }
         let declared = request.headers().get(header::CONTENT_LENGTH);
         let declared = declared.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         // Said before it is sent.
@@ -172,13 +176,39 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             let detail = format!("a body has at most {MAX_SPEC_BYTES} bytes");
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, &detail));
         }
-        let bytes = Bytes::from_request(request, state).await;
+        let large = declared.is_none_or(|length| length > LARGE_BODY);
+        let room = match large {
+            true => timeout(ROOM_TIME, shared.limits.large_body())
+                .await
+                .map_err(|_| {
+                    let detail = "other large bodies are under way";
+                    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).after(ROOM_TIME)
+                })?,
+            false => None,
+        };
+        let bytes = timeout(BODY_TIME, Bytes::from_request(request, shared)).await;
+        let bytes = bytes.map_err(|_| {
+            let detail = format!("the body has to arrive within {} s", BODY_TIME.as_secs());
+            Problem::new(StatusCode::REQUEST_TIMEOUT, &detail)
+        })?;
         let bytes = bytes.map_err(|e: BytesRejection| Problem::new(e.status(), &e.body_text()))?;
-        parse(&bytes).map(Self)
+        parse(&bytes).map(|value| Self(value, room))
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+/// JSON by its name, or by curl's default, with which everybody writes it by hand.
+fn may_be_json(kind: &HeaderValue) -> bool {
+    let kind = kind
+        .to_str()
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default();
+    let kind = kind.trim().to_ascii_lowercase();
+    kind == "application/json" || kind.ends_with("+json") || kind == "application/x-www-form-urlencoded"
+}
+
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if let Err(error) = serde_json::from_slice::<IgnoredAny>(bytes) {
         let detail = format!("the body is not one JSON document: {error}");
         return Err(Problem::new(StatusCode::BAD_REQUEST, &detail));
@@ -216,6 +246,20 @@ fn etag(generation: u64) -> [(header::HeaderName, String); 1] {
     [(header::ETAG, format!("\"{generation}\""))]
 }
 
+/// What became of a change.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Changed {
+    /// The generation that holds now.
+    generation: u64,
+    /// Whether anything had to be changed.
+    changed: bool,
+    /// Until when it has to be confirmed; null if it holds for good.
+    confirm_until: Option<Timestamp>,
+    /// Whether all required checks pass after it.
+    ready: bool,
+}
+
 async fn change(shared: &Shared, caller: &ControlPlane, request: Ask) -> Answered {
     match ask(shared, caller, request).await? {
         Answer::Applied {
@@ -224,12 +268,12 @@ async fn change(shared: &Shared, caller: &ControlPlane, request: Ask) -> Answere
             confirm_until,
             report,
         } => {
-            let document = json!({
-                "generation": generation,
-                "changed": changed,
-                "confirm_until": confirm_until,
-                "ready": report.ready,
-            });
+            let document = Changed {
+                generation,
+                changed,
+                confirm_until,
+                ready: report.ready,
+            };
             Ok((etag(generation), Json(document)).into_response())
         }
         _ => Err(unexpected()),
@@ -237,7 +281,7 @@ async fn change(shared: &Shared, caller: &ControlPlane, request: Ask) -> Answere
 }
 
 /// The accepted spec, or the one on trial, without its secrets.
-async fn spec(caller: ControlPlane, State(shared): State<Shared>) -> Answered {
+pub(super) async fn spec(caller: ControlPlane, State(shared): State<Shared>) -> Answered {
     match ask(&shared, &caller, Ask::Spec).await? {
         Answer::Spec { spec: Some(spec) } => {
             let shown = spec.without_secrets();
@@ -248,11 +292,11 @@ async fn spec(caller: ControlPlane, State(shared): State<Shared>) -> Answered {
     }
 }
 
-async fn replace_spec(
+pub(super) async fn replace_spec(
     caller: ControlPlane,
     conditions: Conditions,
     State(shared): State<Shared>,
-    Body(spec): Body<Spec>,
+    Body(spec, _room): Body<Spec>,
 ) -> Answered {
     if !conditions.conditional {
         return Err(Problem::new(
@@ -271,17 +315,17 @@ async fn replace_spec(
     change(&shared, &caller, conditions.around(request)).await
 }
 
-async fn add_rule(
+pub(super) async fn add_rule(
     caller: ControlPlane,
     conditions: Conditions,
     State(shared): State<Shared>,
-    Body(rule): Body<FirewallRule>,
+    Body(rule, _room): Body<FirewallRule>,
 ) -> Answered {
     let request = conditions.harmless()?.around(Ask::AddRule { rule });
     change(&shared, &caller, request).await
 }
 
-async fn revoke_rule(
+pub(super) async fn revoke_rule(
     caller: ControlPlane,
     conditions: Conditions,
     Named(id): Named,
@@ -297,17 +341,19 @@ async fn revoke_rule(
 
 /// What is said of a peer beside its name.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct PeerBody {
+pub(super) struct PeerBody {
+    /// Its addresses, one or more.
     addresses: Vec<PeerAddress>,
 }
 
-async fn add_peer(
+pub(super) async fn add_peer(
     caller: ControlPlane,
     conditions: Conditions,
     Named(instance): Named,
     State(shared): State<Shared>,
-    Body(PeerBody { addresses }): Body<PeerBody>,
+    Body(PeerBody { addresses }, _room): Body<PeerBody>,
 ) -> Answered {
     let instance: Name = instance
         .parse()
@@ -317,7 +363,7 @@ async fn add_peer(
     change(&shared, &caller, request).await
 }
 
-async fn revoke_peer(
+pub(super) async fn revoke_peer(
     caller: ControlPlane,
     conditions: Conditions,
     Named(instance): Named,
@@ -331,17 +377,17 @@ async fn revoke_peer(
     change(&shared, &caller, conditions.around(request)).await
 }
 
-async fn add_key(
+pub(super) async fn add_key(
     caller: ControlPlane,
     conditions: Conditions,
     State(shared): State<Shared>,
-    Body(key): Body<AuthorizedKey>,
+    Body(key, _room): Body<AuthorizedKey>,
 ) -> Answered {
     let request = conditions.harmless()?.around(Ask::AddKey { key });
     change(&shared, &caller, request).await
 }
 
-async fn revoke_key(
+pub(super) async fn revoke_key(
     caller: ControlPlane,
     conditions: Conditions,
     Named(fingerprint): Named,
@@ -357,7 +403,11 @@ async fn revoke_key(
 
 /// Keeps the spec on trial: that this call came shows that the control plane still gets in, provided that
 /// its connection is newer than the change.
-async fn confirm(caller: ControlPlane, Named(generation): Named, State(shared): State<Shared>) -> Answered {
+pub(super) async fn confirm(
+    caller: ControlPlane,
+    Named(generation): Named,
+    State(shared): State<Shared>,
+) -> Answered {
     let Ok(generation) = generation.parse() else {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "a generation is a number"));
     };
@@ -404,6 +454,16 @@ mod tests {
         for query in ["confirm=4s", "confirm=soon", "confirm=25h"] {
             assert!(conditions(&[], query).is_err(), "{query}");
         }
+    }
+
+    #[test]
+    fn a_body_of_another_kind_is_not_read() {
+        let may = |kind| may_be_json(&HeaderValue::from_static(kind));
+        assert!(
+            may("application/json") && may("Application/JSON; charset=utf-8") && may("application/ld+json")
+        );
+        assert!(may("application/x-www-form-urlencoded"), "curl -d");
+        assert!(!may("text/plain") && !may("multipart/form-data; boundary=x") && !may(""));
     }
 
     #[test]

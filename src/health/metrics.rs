@@ -4,12 +4,10 @@
 //! classes of statuses.
 //! May not live here: what the agent counts (`agent::metrics`).
 
-use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use portcullis_protocol::control::{Answer, Request as Ask};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -103,11 +101,6 @@ impl Counts {
     }
 }
 
-/// The route.
-pub(super) fn routes() -> Router<Shared> {
-    Router::new().route("/metrics", get(metrics))
-}
-
 /// Counts a request and its answer.
 pub(super) async fn count(State(counts): State<Counts>, request: Request, next: Next) -> Response {
     let method = match *request.method() {
@@ -125,7 +118,7 @@ pub(super) async fn count(State(counts): State<Counts>, request: Request, next: 
     response
 }
 
-async fn metrics(
+pub(super) async fn metrics(
     caller: ControlPlane,
     State(shared): State<Shared>,
     headers: HeaderMap,

@@ -3,8 +3,15 @@
 //!
 //! May not live here: what the report says (`agent`), who is trusted (`identity`).
 
+#[cfg(test)]
+mod bad_bodies;
 mod changes;
+mod connection;
+#[cfg(test)]
+mod document;
+mod limits;
 pub mod metrics;
 mod problem;
 pub mod push;
+pub mod routes;
 pub mod server;

@@ -2,6 +2,8 @@
 //!
 //! May not live here: what the operator is told; the agent writes that into the journal.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -13,6 +15,7 @@ const MAX_DETAIL: usize = 2000;
 
 /// A problem document.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Problem {
     status: u16,
     title: &'static str,
@@ -20,6 +23,9 @@ pub struct Problem {
     /// Which refusal it is, where a status has several.
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<Refusal>,
+    /// Seconds after which asking again makes sense: the header `Retry-After`.
+    #[serde(skip)]
+    retry_after: Option<u64>,
 }
 
 impl Problem {
@@ -30,6 +36,7 @@ impl Problem {
             title: status.canonical_reason().unwrap_or("Error"),
             detail: detail.chars().take(MAX_DETAIL).collect(),
             code: None,
+            retry_after: None,
         }
     }
 
@@ -39,6 +46,18 @@ impl Problem {
             StatusCode::FORBIDDEN,
             "a client certificate of the control plane is needed",
         )
+    }
+
+    /// The caller asks too often.
+    pub fn too_many_requests(wait: Duration) -> Self {
+        let detail = "too many requests from this source; ask again when Retry-After says";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, detail).after(wait)
+    }
+
+    /// It may go better after this time.
+    pub fn after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait.as_secs() + 1);
+        self
     }
 
     /// A change that the agent refused. What is wrong with the instance itself (files, kernel, disk) is the
@@ -69,9 +88,13 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.retry_after;
         let mut response = (status, Json(self)).into_response();
         let kind = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
         response
     }
 }

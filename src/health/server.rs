@@ -1,22 +1,18 @@
 //! The HTTPS endpoint: `/livez`, `/readyz`, `/v1/identity` for whoever the gate lets reach it,
 //! `/v1/health` and changes (`changes`) for callers with a certificate of the control plane's authority.
 //!
-//! Strangers can talk to this: every connection has limits on time, size and number.
-//! May not live here: changing the instance; the agent is asked to.
+//! May not live here: changing the instance (the agent is asked to), connections and their limits
+//! (`connection`), which paths there are (`routes`).
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Extension, Query, State};
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use portcullis_protocol::control::{Answer, Request as Ask};
 use portcullis_protocol::{Report, Secret};
 use rustls::ServerConfig;
@@ -25,26 +21,22 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsConnector;
 
 use super::changes::{self, Answered, ControlPlane};
-use super::metrics::{self, Counts};
+use super::connection::{self, Endpoint};
+use super::limits::Limits;
+use super::metrics::Counts;
 use super::problem::Problem;
-use crate::agent::control::{Call, Caller as Asker, Remote};
+use super::routes;
+use crate::agent::control::{Call, Remote};
+use crate::config::LimitSettings;
 use crate::identity::TlsIdentity;
-use crate::identity::caller::handshake_refusal;
 use crate::policy::observation::{Observed, Tls};
-use crate::system::clock;
 
-/// Connections served at once; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 128;
-/// Time for the TLS handshake, and for each request's header.
-const HEADER_TIME: Duration = Duration::from_secs(10);
-/// Longest life of a connection.
-const CONNECTION_TIME: Duration = Duration::from_secs(120);
-/// Most bytes of a request's header.
-const MAX_HEADER_BYTES: usize = 16 << 10;
+/// Time for the agent to connect to its own endpoint.
+const OBSERVE_TIME: Duration = Duration::from_secs(10);
 
 /// What the endpoint tells; the agent replaces it as a whole.
 #[derive(Clone)]
@@ -75,6 +67,8 @@ pub(super) struct Shared {
     pub(super) agent: mpsc::Sender<Call>,
     /// What the endpoint counts.
     pub(super) counts: Counts,
+    /// How much callers may take.
+    pub(super) limits: Arc<Limits>,
 }
 
 /// Binds the endpoint's port; IPv4 only where the kernel has no IPv6.
@@ -96,122 +90,41 @@ pub async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
 /// Serves until the task is dropped.
 pub async fn serve(
     listener: TcpListener,
+    limits: LimitSettings,
     published: watch::Receiver<Published>,
     identity: Arc<TlsIdentity>,
     agent: mpsc::Sender<Call>,
     counts: Counts,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let router = router(Shared {
+    let limits = Arc::new(Limits::new(limits));
+    let router = routes::router(Shared {
         published: published.clone(),
         identity,
         agent: agent.clone(),
         counts: counts.clone(),
+        limits: limits.clone(),
     });
-    loop {
-        // The semaphore is never closed.
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, address)) => {
-                let acceptor = TlsAcceptor::from(published.borrow().tls.clone());
-                let (router, agent, counts) = (router.clone(), agent.clone(), counts.clone());
-                tokio::spawn(async move {
-                    let served = serve_one(stream, address, acceptor, router, agent, &counts);
-                    let _ = tokio::time::timeout(CONNECTION_TIME, served).await;
-                    drop(slot);
-                });
-            }
-            // Out of descriptors: wait until a connection ends rather than spin.
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
-async fn serve_one(
-    stream: TcpStream,
-    address: SocketAddr,
-    acceptor: TlsAcceptor,
-    router: Router,
-    agent: mpsc::Sender<Call>,
-    counts: &Counts,
-) {
-    let since = clock::since_boot();
-    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-    let handshake = tokio::time::timeout(HEADER_TIME, acceptor.accept(stream)).await;
-    counts.handshake(&handshake);
-    let stream = match handshake {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tell_refused(&error, since, address, &agent),
-        Err(_) => return,
+    let endpoint = Endpoint {
+        router,
+        agent,
+        counts,
     };
-    // rustls gives certificates only after it verified them against the spec's authority.
-    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let caller = match chain.is_empty() {
-        true => Caller::Anybody,
-        false => Caller::ControlPlane(Remote {
-            since,
-            address,
-            chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
-        }),
-    };
-    let service = TowerToHyperService::new(router.layer(Extension(caller)));
-    let _ = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
-        .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-}
-
-/// Tells the agent of a client certificate that failed the handshake, so that it is counted. If the agent
-/// is busy, nobody waits for that.
-fn tell_refused(error: &std::io::Error, since: Duration, address: SocketAddr, agent: &mpsc::Sender<Call>) {
-    let error = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    let Some(reason) = error.and_then(handshake_refusal) else {
-        return;
-    };
-    let remote = Remote {
-        since,
-        address,
-        chain: Vec::new(),
-    };
-    let (nobody_waits, _) = oneshot::channel();
-    let _ = agent.try_send((
-        Ask::HandshakeRefused { reason },
-        Asker::Remote(remote),
-        nobody_waits,
-    ));
-}
-
-fn router(shared: Shared) -> Router {
-    Router::new()
-        .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(readyz))
-        .route("/v1/health", get(health))
-        .route("/v1/identity", get(identity))
-        .merge(changes::routes())
-        .merge(metrics::routes())
-        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this path does not know that method",
-            )
-        })
-        .layer(from_fn_with_state(shared.counts.clone(), metrics::count))
-        .with_state(shared)
+    connection::accept_all(listener, limits, published, endpoint).await;
 }
 
 #[derive(Deserialize)]
-struct ReadyzQuery {
+pub(super) struct ReadyzQuery {
     verbose: Option<String>,
 }
 
-async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) -> Response {
+pub(super) async fn readyz(
+    State(shared): State<Shared>,
+    query: Result<Query<ReadyzQuery>, QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(error) => return Problem::new(StatusCode::BAD_REQUEST, &error.body_text()).into_response(),
+    };
     let report = shared.published.borrow().report.clone();
     let Some(report) = report else {
         return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
@@ -234,7 +147,7 @@ async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) 
 }
 
 /// The report comes from the agent, which judges whether the caller may have it.
-async fn health(caller: ControlPlane, State(shared): State<Shared>) -> Answered {
+pub(super) async fn health(caller: ControlPlane, State(shared): State<Shared>) -> Answered {
     match changes::ask(&shared, &caller, Ask::Status).await? {
         Answer::Report { report } => Ok(Json(report).into_response()),
         _ => Err(changes::unexpected()),
@@ -242,11 +155,11 @@ async fn health(caller: ControlPlane, State(shared): State<Shared>) -> Answered 
 }
 
 #[derive(Deserialize)]
-struct IdentityQuery {
+pub(super) struct IdentityQuery {
     nonce: String,
 }
 
-async fn identity(
+pub(super) async fn identity(
     State(shared): State<Shared>,
     query: Result<Query<IdentityQuery>, QueryRejection>,
 ) -> Response {
@@ -293,10 +206,15 @@ pub async fn observe(listen: SocketAddr, identity: &TlsIdentity) -> Observed<Tls
         let name = ServerName::try_from("portcullis").map_err(std::io::Error::other)?;
         TlsConnector::from(Arc::new(config)).connect(name, stream).await
     };
-    let stream = match tokio::time::timeout(HEADER_TIME, connect).await {
+    let stream = match tokio::time::timeout(OBSERVE_TIME, connect).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(format!("{address}: {error}")),
-        Err(_) => return Err(format!("{address}: no answer within {} s", HEADER_TIME.as_secs())),
+        Err(_) => {
+            return Err(format!(
+                "{address}: no answer within {} s",
+                OBSERVE_TIME.as_secs()
+            ));
+        }
     };
     let session = stream.get_ref().1;
     let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());

@@ -2,6 +2,7 @@
 //!
 //! May not live here: the socket, who may use it, what a request does.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use jiff::Timestamp;
@@ -230,7 +231,7 @@ pub enum Answer {
 }
 
 /// Why a request was not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Refusal {
     /// The request or the spec is wrong (exit code 2).
