@@ -2,6 +2,7 @@
 //!
 //! May not live here: anything that a subcommand does beyond asking and printing.
 
+mod absent;
 mod apply;
 mod check;
 mod denied;
@@ -12,6 +13,7 @@ mod lockdown;
 mod plan;
 mod report;
 mod run;
+mod screen;
 mod status;
 
 use std::path::{Path, PathBuf};
@@ -102,8 +104,10 @@ enum Command {
     /// Show and change whose keys are let in, and by which host keys this instance is known.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
-    /// Show the daemon's last report.
-    #[command(after_help = "Example:\n  portcullis status --watch")]
+    /// Show what fails, since when, why and what to do, and who is let in.
+    #[command(
+        after_help = "Examples:\n  portcullis status --watch\n  portcullis status --watch --format json | jq -c .ready"
+    )]
     Status(status::StatusArguments),
 }
 

@@ -25,6 +25,19 @@ pub enum Topic {
     Keys,
     /// The system bus.
     Bus,
+    /// The daemon's control socket.
+    Control,
+}
+
+impl Topic {
+    const ALL: [Self; 6] = [
+        Self::Spec,
+        Self::Accounts,
+        Self::Sshd,
+        Self::Keys,
+        Self::Bus,
+        Self::Control,
+    ];
 }
 
 /// What of a folder matters.
@@ -149,7 +162,7 @@ impl Watch {
             let mut topics = BTreeSet::new();
             for event in events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    topics.extend([Topic::Spec, Topic::Accounts, Topic::Sshd, Topic::Keys, Topic::Bus]);
+                    topics.extend(Topic::ALL);
                 }
                 let concerned = self
                     .places

@@ -39,4 +39,5 @@ mod sessions;
 mod specs;
 mod sshd;
 mod sshd_changes;
+mod status;
 mod users;
