@@ -25,6 +25,7 @@ mod containers;
 mod denied;
 mod dhcp;
 mod endpoint;
+mod example;
 mod faults;
 mod host_keys;
 mod keys;
