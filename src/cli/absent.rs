@@ -233,7 +233,8 @@ NO DAEMON  /run/portcullis/control.sock: No such file or directory (os error 2)
   unit      portcullis.service is failed (failed) since Tue 2026-11-24 09:41:12 UTC; it ended with
             exit-code, status 1; restarted 3 times
   instance  i-0a1, generation 3 (from disk)
-  meanwhile the kernel goes on with the rules that it holds; new specs, keys, repairs and reports wait
+  meanwhile the kernel goes on with the rules that it holds; new specs, keys, repairs and reports
+            wait
 
 FAIL     firewall.default-deny (BREV-NET-1): nf_tables can't be read: the daemon does not answer
          to do: check the kernel and run as root
