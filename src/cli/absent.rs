@@ -37,7 +37,9 @@ pub struct Absent {
     /// Why the daemon could not be asked.
     daemon: String,
     /// What systemd says of its unit.
-    unit: Observed<UnitState>,
+    unit: Option<UnitState>,
+    /// Why systemd could not be asked.
+    unit_error: Option<String>,
     /// The instance's id, as the accepted spec on disk has it; empty without one.
     instance: String,
     /// The accepted spec's generation, from disk.
@@ -86,10 +88,15 @@ impl Absent {
         };
         let mut checks = checks(spec, &seen, &[], now);
         checks.retain(|check| OF_THE_KERNEL.contains(&check.id));
+        let (unit, unit_error) = match unit_state().await {
+            Ok(unit) => (Some(unit), None),
+            Err(reason) => (None, Some(reason)),
+        };
         Self {
             ready: false,
             daemon: why,
-            unit: unit_state().await,
+            unit,
+            unit_error,
             instance: spec.map(|s| s.instance.id.to_string()).unwrap_or_default(),
             generation: spec.map(|s| s.generation.get()),
             spec_error,
@@ -103,7 +110,7 @@ impl Absent {
         let states = ["activating", "deactivating", "reloading"];
         self.unit
             .as_ref()
-            .is_ok_and(|unit| states.contains(&unit.active.as_str()))
+            .is_some_and(|unit| states.contains(&unit.active.as_str()))
     }
 
     /// Whether an operator would see something else.
@@ -124,11 +131,12 @@ impl Absent {
     pub fn text(&self, now: Timestamp, width: usize) -> String {
         let mut page = Page::new(now, width);
         page.headline("NO DAEMON", Status::Fail, &self.daemon);
-        let unit = match &self.unit {
-            Ok(unit) => unit.words(),
-            Err(reason) => format!("systemd can't be asked: {reason}"),
-        };
-        page.fact("unit", &unit);
+        if let Some(unit) = &self.unit {
+            page.fact("unit", &unit.words());
+        }
+        if let Some(reason) = &self.unit_error {
+            page.fact("unit", &format!("systemd can't be asked: {reason}"));
+        }
         page.fact(
             "instance",
             &format!("{} (from disk)", instance(&self.instance, self.generation)),
@@ -142,7 +150,7 @@ impl Absent {
         );
         page.checks(&self.checks, None);
         page.heading("To do");
-        if self.unit.as_ref().is_ok_and(|unit| unit.active == "active") {
+        if self.unit.as_ref().is_some_and(|unit| unit.active == "active") {
             page.command("systemctl restart portcullis", "it runs and does not answer");
         } else {
             page.command("systemctl start portcullis", "opens nothing that is shut");
@@ -204,7 +212,7 @@ async fn unit_state() -> Observed<UnitState> {
 mod tests {
     use super::*;
 
-    fn absent(unit: Observed<UnitState>) -> Absent {
+    fn absent(unit: Option<UnitState>) -> Absent {
         let time = Timestamp::UNIX_EPOCH;
         let seen = Observations::unseen("the daemon does not answer");
         let mut checks = checks(None, &seen, &[], time);
@@ -212,6 +220,7 @@ mod tests {
         Absent {
             ready: false,
             daemon: "/run/portcullis/control.sock: No such file or directory (os error 2)".to_owned(),
+            unit_error: unit.is_none().then(|| "no bus".to_owned()),
             unit,
             instance: "i-0a1".to_owned(),
             generation: Some(3),
@@ -227,7 +236,7 @@ mod tests {
             "LoadState=loaded\nActiveState=failed\nSubState=failed\nResult=exit-code\nExecMainStatus=1\n\
              NRestarts=3\nStateChangeTimestamp=Tue 2026-11-24 09:41:12 UTC\n",
         );
-        let text = absent(Ok(unit)).text(Timestamp::UNIX_EPOCH, 100);
+        let text = absent(Some(unit)).text(Timestamp::UNIX_EPOCH, 100);
         let expected = "\
 NO DAEMON  /run/portcullis/control.sock: No such file or directory (os error 2)
   unit      portcullis.service is failed (failed) since Tue 2026-11-24 09:41:12 UTC; it ended with
@@ -250,13 +259,13 @@ To do
     fn one_that_runs_and_is_silent_is_restarted() {
         let unit =
             UnitState::parse("LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\n");
-        let text = absent(Ok(unit)).text(Timestamp::UNIX_EPOCH, 200);
+        let text = absent(Some(unit)).text(Timestamp::UNIX_EPOCH, 200);
         assert!(
             text.contains("portcullis.service is active (running)\n"),
             "{text}"
         );
         assert!(text.contains("systemctl restart portcullis"), "{text}");
-        let unasked = absent(Err("no bus".to_owned())).text(Timestamp::UNIX_EPOCH, 200);
+        let unasked = absent(None).text(Timestamp::UNIX_EPOCH, 200);
         assert!(unasked.contains("systemd can't be asked: no bus"), "{unasked}");
     }
 }
