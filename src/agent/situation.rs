@@ -48,6 +48,7 @@ impl Agent {
                 before: before.map(|spec| spec.generation.get()),
             }),
             let_in: self.spec.as_deref().map(LetIn::of),
+            deliveries: None,
             report,
         })
     }

@@ -5,6 +5,7 @@
 
 use anstyle::{AnsiColor, Style};
 use jiff::{SignedDuration, Timestamp};
+use portcullis_protocol::situation::Deliveries;
 use portcullis_protocol::{Check, Report, Situation, Status};
 
 use super::{Failure, Format, print as print_text, print_json, screen};
@@ -57,6 +58,7 @@ pub fn situation_text(situation: &Situation, now: Timestamp, width: usize) -> St
         );
     }
     page.let_in(situation);
+    page.deliveries(situation.deliveries.as_ref());
     page.rest(report, Some(situation));
     page.end()
 }
@@ -163,6 +165,21 @@ impl Page {
             self.fact(if at == 0 { "lets in" } else { "" }, line);
         }
         self.fact("keys", &format!("{} in the spec", let_in.keys));
+    }
+
+    fn deliveries(&mut self, deliveries: Option<&Deliveries>) {
+        let Some(deliveries) = deliveries else { return };
+        let mut text = match deliveries.last_success {
+            Some(moment) => format!("the last was taken {}", self.moment(moment)),
+            None => "none was taken yet".to_owned(),
+        };
+        if let (1.., Some(oldest)) = (deliveries.queued, deliveries.oldest) {
+            text += &format!("; {} wait, since {}", deliveries.queued, self.moment(oldest));
+        }
+        if let Some(error) = &deliveries.last_error {
+            text += &format!("; the last try failed: {error}");
+        }
+        self.fact("reports", &text);
     }
 
     fn rest(&mut self, report: &Report, situation: Option<&Situation>) {
@@ -376,6 +393,12 @@ mod tests {
                 control_plane: vec!["192.0.2.0/24".parse().unwrap()],
                 keys: 2,
             }),
+            deliveries: Some(Deliveries {
+                last_success: Some(at("2026-11-24T11:50:00Z")),
+                last_error: Some("can't connect".to_owned()),
+                queued: 2,
+                oldest: Some(at("2026-11-24T11:56:55Z")),
+            }),
         }
     }
 
@@ -398,6 +421,9 @@ NOT READY  since 2026-11-24T11:56:55Z, 3m 5s ago: sshd.running
             cluster c-1: its 3 other members, on every port
             control plane: the HTTPS endpoint, from 192.0.2.0/24
   keys      2 in the spec
+  reports   the last was taken 2026-11-24T11:50:00Z, 10m 0s ago; 2 wait,
+            since 2026-11-24T11:56:55Z, 3m 5s ago; the last try failed:
+            can't connect
 
 FAIL     sshd.running (BREV-SSH-1): ssh.service is inactive (dead) and
          nothing else that is known here would serve a login

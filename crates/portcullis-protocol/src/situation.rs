@@ -21,6 +21,22 @@ pub struct Situation {
     pub trial: Option<TrialState>,
     /// Who is let in; none before a spec is accepted.
     pub let_in: Option<LetIn>,
+    /// How reports go out; none where the spec names no receiver, or nothing is known of it yet.
+    #[serde(default)]
+    pub deliveries: Option<Deliveries>,
+}
+
+/// How reports go out. That one more was taken is no news; that they begin or cease to be taken is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deliveries {
+    /// When the receiver last took one.
+    pub last_success: Option<Timestamp>,
+    /// Why it did not take the last one; none after it took one.
+    pub last_error: Option<String>,
+    /// How many wait.
+    pub queued: u64,
+    /// Since when the oldest of them waits.
+    pub oldest: Option<Timestamp>,
 }
 
 /// A change that has to be confirmed.
@@ -74,6 +90,11 @@ impl Situation {
             || now.checks != then.checks
             || self.trial != before.trial
             || self.let_in != before.let_in
+            || self.last_error() != before.last_error()
+    }
+
+    fn last_error(&self) -> Option<&str> {
+        self.deliveries.as_ref()?.last_error.as_deref()
     }
 }
 
@@ -89,6 +110,7 @@ mod tests {
             verdict_since: report.time,
             trial: None,
             let_in: None,
+            deliveries: None,
             report,
         };
         let mut now = before.clone();
