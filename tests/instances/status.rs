@@ -184,8 +184,9 @@ fn colours_and_width_are_the_terminals() {
     assert!(coloured.contains("\u{1b}["), "{coloured:?}");
     let plain = on_terminal("NO_COLOR=1", "portcullis status");
     assert!(!plain.contains('\u{1b}') && plain.contains("READY"), "{plain:?}");
-    let widest = plain.lines().map(|line| line.trim_end().chars().count()).max();
-    assert!(widest.is_some_and(|widest| widest <= 60), "{widest:?} {plain}");
+    // A word that is longer than the page, as a command to paste may be, is not broken.
+    let too_wide = |line: &&str| line.trim_end().chars().count() > 60 && line.trim().contains(' ');
+    assert_eq!(plain.lines().find(too_wide), None, "{plain}");
     let piped = machine.ok("TERM=xterm portcullis status | cat");
     assert!(!piped.contains('\u{1b}') && !piped.contains('…'), "{piped:?}");
     assert!(piped.lines().any(|line| line.len() > 60), "{piped}");
