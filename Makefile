@@ -64,10 +64,11 @@ demo: need-root setup deb ## Launch, prove, change and end throw-away local inst
 	$(TARGET)/release/portcullisctl demo --deb $(DEB) --state-dir $(TARGET)/local
 
 .PHONY: bench
-bench: need-root setup deb ## The gate beside nft, iptables, ufw and firewalld, keys beside scripts and cloud-init; needs root, 8 minutes
+bench: need-root setup deb ## The gate beside nft, iptables, ufw and firewalld, keys beside scripts and cloud-init, the endpoint beside nginx; needs root, 10 minutes
 	packaging/setup bench
 	cargo bench --locked --bench gate
 	cargo bench --locked --bench keys
+	cargo bench --locked --bench endpoint
 
 .PHONY: schema
 schema: ## Write docs/schema anew from the types

@@ -12,9 +12,10 @@ mod peers;
 mod raw;
 mod sandbox;
 mod specs;
-mod stats;
 mod world;
 
+#[path = "../common/mod.rs"]
+mod benches;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
@@ -22,10 +23,10 @@ use std::fs;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// A name, and what prints the table and gives its summary.
-type Bench = (&'static str, fn() -> String);
+use benches::{Table, load, stats};
 
-const TABLES: [Bench; 4] = [
+/// Each prints its table and gives its summary.
+const TABLES: [Table<fn() -> String>; 4] = [
     ("peers", peers::run),
     ("packets", packets::run),
     ("drift", drift::run),
@@ -33,18 +34,10 @@ const TABLES: [Bench; 4] = [
 ];
 
 fn main() -> ExitCode {
-    // Cargo adds options of its own.
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let is_table = |name: &String| TABLES.iter().any(|(table, _)| table == name);
-    if let Some(unknown) = wanted.iter().find(|name| !is_table(name)) {
-        let names = TABLES.map(|(name, _)| name).join(", ");
-        eprintln!("there is no table {unknown:?}: {names}");
-        return ExitCode::from(2);
-    }
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("This makes network namespaces: run it as root (sudo -E make bench).");
-        return ExitCode::from(3);
-    }
+    let tables = match benches::chosen(&TABLES, "This makes network namespaces") {
+        Ok(tables) => tables,
+        Err(code) => return code,
+    };
     let versions = match sandbox::versions() {
         Ok(versions) => versions,
         Err(reason) => {
@@ -55,11 +48,9 @@ fn main() -> ExitCode {
     let start = Instant::now();
     facts(&versions);
     let mut summary = Vec::new();
-    for (name, table) in TABLES {
-        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
-            println!("\n## {name}");
-            summary.push(format!("- {}", table()));
-        }
+    for (name, table) in tables {
+        println!("\n## {name}");
+        summary.push(format!("- {}", table()));
     }
     println!(
         "\nLoad of the machine at the end: {}. Took {} s.",
@@ -85,9 +76,4 @@ fn facts(versions: &[String]) {
     println!(
         "Built as the release is, but without link-time optimisation. Each figure: median (least to most, number)."
     );
-}
-
-fn load() -> String {
-    let load = fs::read_to_string("/proc/loadavg").unwrap();
-    load.split(' ').next().unwrap_or_default().to_owned()
 }

@@ -44,6 +44,12 @@ impl Agent {
                 },
                 None => refused(Refusal::Failed, "the first report is not there yet"),
             },
+            Request::Watch => match self.situation() {
+                Some(situation) => Answer::Situation {
+                    situation: Box::new(situation),
+                },
+                None => refused(Refusal::Failed, "the first report is not there yet"),
+            },
             Request::Denied { top } => match self.denied.sample(top) {
                 Ok(sample) => Answer::Denied { sample },
                 Err(reason) => refused(Refusal::Failed, reason),

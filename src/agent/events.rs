@@ -138,7 +138,11 @@ impl Sources {
         let socket = settings.socket.display();
         match control::bind(&settings.socket).await {
             Ok(listener) => {
-                tokio::spawn(control::serve(listener, call_sender.clone()));
+                tokio::spawn(control::serve(
+                    listener,
+                    call_sender.clone(),
+                    agent.watch_situation(),
+                ));
             }
             // Two daemons would undo each other's work.
             Err(error) if error.kind() == ErrorKind::AddrInUse => return Err(format!("{socket}: {error}")),

@@ -24,6 +24,7 @@ mod report_access;
 pub mod restart;
 pub mod session_keys;
 pub mod sessions;
+pub mod situation;
 pub mod spool;
 pub mod sshd;
 pub mod state;
@@ -45,7 +46,7 @@ use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
-use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd};
+use crate::policy::observation::{Gate, KeyState, Observations, Observed};
 use crate::system::systemd;
 use access::Access;
 use denied::Denied;
@@ -54,6 +55,7 @@ use metrics::Metrics;
 use outbox::Outbox;
 use restart::Restarter;
 use session_keys::RemovedKeys;
+use situation::Situations;
 use sshd::Configured;
 use state::{Store, Trial};
 
@@ -107,6 +109,7 @@ pub struct Agent {
     /// What the journal was last told of the host keys.
     host_key_alert: Option<Change>,
     report: Option<Arc<Report>>,
+    situations: Situations,
     published: watch::Sender<Published>,
     outbox: Outbox,
     known_logins: logins::Memory,
@@ -143,26 +146,8 @@ impl Agent {
         let guard = Guard::start(&settings).map_err(|e| format!("the gate's thread: {e}"))?;
         let seen = Observations {
             gate: guard.enforce(spec.clone()).await,
-            systemd: Systemd {
-                manager_state: not_yet(),
-                systemctl: not_yet(),
-            },
-            sshd: Sshd {
-                units: not_yet(),
-                config: not_yet(),
-                handshake: not_yet(),
-                unanswered: Vec::new(),
-                care: SshdCare::default(),
-                host_keys: Vec::new(),
-                interactive: BTreeMap::new(),
-                unpublished_host_keys: Vec::new(),
-            },
             host_keys: store.host_keys(),
-            keys: Vec::new(),
-            unfit: Vec::new(),
-            tls: not_yet(),
-            conflicts: not_yet(),
-            trial_until: None,
+            ..Observations::unseen("not looked at yet")
         };
         let metrics = Metrics::new(guard.durations());
         let neighbours = neighbours::watch(settings.links.clone(), guard.watch());
@@ -206,6 +191,7 @@ impl Agent {
             seen,
             host_key_alert: None,
             report: None,
+            situations: Situations::default(),
             published,
             outbox,
             known_logins: logins::Memory::default(),
@@ -398,6 +384,7 @@ impl Agent {
         }
         let report = Arc::new(report);
         self.report = Some(report.clone());
+        self.tell_situation();
         let url = self
             .spec
             .as_deref()
@@ -453,8 +440,4 @@ fn tls_or_without_authority(
         );
         identity.server_config(None)
     })
-}
-
-fn not_yet<T>() -> Observed<T> {
-    Err("not looked at yet".to_owned())
 }

@@ -2,6 +2,7 @@
 //!
 //! May not live here: anything that a subcommand does beyond asking and printing.
 
+mod absent;
 mod access;
 mod apply;
 mod audit;
@@ -14,6 +15,7 @@ mod lockdown;
 mod plan;
 mod report;
 mod run;
+mod screen;
 mod status;
 
 use std::path::{Path, PathBuf};
@@ -113,8 +115,10 @@ enum Command {
         portcullis audit verify"
     )]
     Audit(audit::AuditArguments),
-    /// Show the daemon's last report.
-    #[command(after_help = "Example:\n  portcullis status --watch")]
+    /// Show what fails, since when, why and what to do, and who is let in.
+    #[command(
+        after_help = "Examples:\n  portcullis status --watch\n  portcullis status --watch --format json | jq -c .ready"
+    )]
     Status(status::StatusArguments),
 }
 

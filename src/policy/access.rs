@@ -42,6 +42,7 @@ pub fn need(request: &Request, accepted: Option<&Spec>) -> Need {
         Request::IfGeneration { change, .. } => need(change, accepted),
         Request::HandshakeRefused { .. } => Need::Nothing,
         Request::Denied { .. }
+        | Request::Watch
         | Request::TrustHostKeys
         | Request::Access
         | Request::RevokeAccess { .. }

@@ -281,3 +281,39 @@ pub struct Observations {
     /// What the gate lets in, against other programs' tables.
     pub conflicts: Observed<Comparison>,
 }
+
+impl Observations {
+    /// Nothing was looked at, for that reason.
+    pub fn unseen(reason: &str) -> Self {
+        fn unseen<T>(reason: &str) -> Observed<T> {
+            Err(reason.to_owned())
+        }
+        Self {
+            gate: Arc::new(Gate {
+                held: unseen(reason),
+                applied: unseen(reason),
+                ..Gate::default()
+            }),
+            trial_until: None,
+            systemd: Systemd {
+                manager_state: unseen(reason),
+                systemctl: unseen(reason),
+            },
+            sshd: Sshd {
+                units: unseen(reason),
+                config: unseen(reason),
+                handshake: unseen(reason),
+                unanswered: Vec::new(),
+                care: SshdCare::default(),
+                host_keys: Vec::new(),
+                interactive: BTreeMap::new(),
+                unpublished_host_keys: Vec::new(),
+            },
+            host_keys: Ok(None),
+            keys: Vec::new(),
+            unfit: Vec::new(),
+            tls: unseen(reason),
+            conflicts: unseen(reason),
+        }
+    }
+}

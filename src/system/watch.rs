@@ -27,6 +27,20 @@ pub enum Topic {
     Bus,
     /// Credentials for pushing reports.
     Credentials,
+    /// The daemon's control socket.
+    Control,
+}
+
+impl Topic {
+    const ALL: [Self; 7] = [
+        Self::Spec,
+        Self::Accounts,
+        Self::Sshd,
+        Self::Keys,
+        Self::Bus,
+        Self::Control,
+        Self::Credentials,
+    ];
 }
 
 /// What of a folder matters.
@@ -151,8 +165,7 @@ impl Watch {
             let mut topics = BTreeSet::new();
             for event in events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    topics.extend([Topic::Spec, Topic::Accounts, Topic::Sshd, Topic::Keys, Topic::Bus]);
-                    topics.insert(Topic::Credentials);
+                    topics.extend(Topic::ALL);
                 }
                 let concerned = self
                     .places

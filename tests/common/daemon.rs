@@ -40,12 +40,11 @@ impl Daemon {
             folder,
         };
         eventually(Duration::from_secs(20), "the daemon answers", || {
-            let status = daemon.portcullis(&["status"], b"");
-            // Not ready is an answer too: there is no sshd.
-            if status.stdout.is_empty() {
-                Err(daemon.log())
-            } else {
-                Ok(())
+            let status = daemon.portcullis(&["status", "--format", "json"], b"");
+            // Not ready is an answer too: there is no sshd. Without a daemon there is no report.
+            match serde_json::from_slice::<portcullis_protocol::Report>(&status.stdout) {
+                Ok(_) => Ok(()),
+                Err(_) => Err(daemon.log()),
             }
         });
         daemon

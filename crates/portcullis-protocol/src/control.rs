@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use crate::access::{AccessList, Role};
 use crate::denied::DeniedSample;
 use crate::report::HostKey;
+use crate::situation::Situation;
 use crate::{AuthorizedKey, FirewallRule, Peer, Report, Spec};
 
 /// Longest line on the socket, in bytes: a whole spec fits.
@@ -21,6 +22,9 @@ pub const MAX_LINE: usize = crate::spec::MAX_SPEC_BYTES + 4096;
 pub enum Request {
     /// The last report.
     Status,
+    /// The situation now, and on the control socket each one after it that differs, a line each, until
+    /// the caller hangs up.
+    Watch,
     /// The accepted spec.
     Spec,
     /// Who sent most of the packets that were denied of late.
@@ -131,6 +135,7 @@ impl Request {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Status => "status",
+            Self::Watch => "watch",
             Self::Spec => "spec",
             Self::Denied { .. } => "denied",
             Self::Apply { .. } => "apply",
@@ -179,6 +184,11 @@ pub enum Answer {
     Report {
         /// The report.
         report: Box<Report>,
+    },
+    /// What an operator looks at.
+    Situation {
+        /// The situation.
+        situation: Box<Situation>,
     },
     /// The accepted spec, if there is one.
     Spec {

@@ -20,6 +20,7 @@ pub mod requirement;
 pub mod rule;
 pub mod schema;
 pub mod secret;
+pub mod situation;
 pub mod source;
 pub mod spec;
 
@@ -29,5 +30,6 @@ pub use key_report::KeyReport;
 pub use report::{Check, CheckId, Report, Status};
 pub use rule::{FirewallRule, PortRange, Protocol, RuleId};
 pub use secret::Secret;
+pub use situation::Situation;
 pub use source::{PeerAddress, SourceRange};
 pub use spec::{Cluster, ControlPlane, Generation, Instance, Peer, Spec, SpecError};

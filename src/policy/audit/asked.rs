@@ -34,7 +34,12 @@ impl Asked {
 
     fn fill(&mut self, request: &Request) {
         match request {
-            Request::Status | Request::Spec | Request::Denied { .. } | Request::Access | Request::Metrics => {
+            Request::Status
+            | Request::Watch
+            | Request::Spec
+            | Request::Denied { .. }
+            | Request::Access
+            | Request::Metrics => {
                 self.reads = true;
             }
             Request::Apply {
@@ -131,9 +136,11 @@ impl Became {
             confirm_until,
         };
         match answer {
-            Answer::Report { .. } | Answer::Spec { .. } | Answer::Denied { .. } | Answer::Metrics { .. } => {
-                None
-            }
+            Answer::Report { .. }
+            | Answer::Situation { .. }
+            | Answer::Spec { .. }
+            | Answer::Denied { .. }
+            | Answer::Metrics { .. } => None,
             Answer::Access { changed, .. } => (!asked.reads).then(|| plain(changed, None)),
             Answer::Applied {
                 changed,

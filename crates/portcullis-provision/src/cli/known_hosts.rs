@@ -104,8 +104,9 @@ impl SshArguments {
 
 /// Runs a program in the foreground, and gives its exit code. An interrupt from the terminal goes to all
 /// that run there: it is for the program to end, and for us to clear up after it.
-fn run_to_its_end(command: &mut Command) -> Result<u8> {
-    let failed = |e: std::io::Error| Error::Failed(format!("can't run ssh: {e}"));
+pub(super) fn run_to_its_end(command: &mut Command) -> Result<u8> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let failed = |e: std::io::Error| Error::Failed(format!("can't run {program}: {e}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let status = runtime.map_err(failed)?.block_on(async {
         let _noticed = signal(SignalKind::interrupt())?;

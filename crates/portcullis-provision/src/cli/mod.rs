@@ -9,6 +9,7 @@ mod health;
 mod known_hosts;
 mod launch;
 mod output;
+mod outside;
 mod userdata;
 
 use std::path::PathBuf;
@@ -79,6 +80,8 @@ enum Command {
     KnownHosts(known_hosts::Arguments),
     /// Log in to an instance with ssh, which trusts its verified host keys and no others
     Ssh(known_hosts::SshArguments),
+    /// Run a program in the network of local instances, outside of all of them
+    Outside(outside::Arguments),
     /// Reboot an instance and wait until it is up
     Reboot(launch::Reboot),
     /// End instances and remove all there is of them
@@ -137,6 +140,7 @@ pub fn main() -> ExitCode {
         Command::Cluster(cluster) => cluster.run(&context),
         Command::KnownHosts(arguments) => arguments.run(&context),
         Command::Ssh(arguments) => arguments.run(&context),
+        Command::Outside(arguments) => arguments.run(&context),
         Command::Reboot(reboot) => reboot.run(&context),
         Command::Terminate(terminate) => terminate.run(&context),
         Command::Ca(arguments) => arguments.run(&context),
