@@ -71,7 +71,7 @@ impl Agent {
         };
         warn_if_readable(&path);
         let spec = match Spec::from_json(&bytes) {
-            Ok(spec) => spec,
+            Ok(spec) => self.tokens.stripped(spec),
             Err(error) => return self.refuse(format!("{}: {error}", path.display())),
         };
         // On every boot the file of the first boot is still there.
@@ -106,6 +106,7 @@ impl Agent {
     /// # Errors
     /// The kind of refusal and the reason; then nothing changed.
     pub async fn accept(&mut self, spec: Spec, source: &str, terms: Terms) -> Result<bool, Refused> {
+        let spec = self.tokens.stripped(spec);
         if self.spec.as_deref() == Some(&spec) {
             return Ok(false);
         }
@@ -154,9 +155,7 @@ impl Agent {
         }
         self.spec = Some(spec.clone());
         self.refused = None;
-        let token = spec.enrolment_token().cloned();
-        self.published
-            .send_modify(|published| (published.tls, published.token) = (tls, token));
+        self.published.send_modify(|published| published.tls = tls);
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
         Ok(true)
     }
@@ -238,6 +237,10 @@ impl Agent {
             return Err((Refusal::Superseded, reason));
         };
         let session = match caller {
+            Caller::Anybody => {
+                let reason = "a change is confirmed by the control plane or on the instance";
+                return Err((Refusal::NotPermitted, reason.to_owned()));
+            }
             Caller::Local(process) => process.and_then(callers::ssh_session_start),
             Caller::Remote(remote) => Some(remote.since),
         };
@@ -279,13 +282,9 @@ impl Agent {
         }
         self.seen.gate = self.guard.enforce(self.spec.clone()).await;
         let tls = super::tls_or_without_authority(&self.identity, self.spec.as_deref());
-        let token = self.spec.as_deref().and_then(Spec::enrolment_token).cloned();
-        self.published.send_modify(|published| {
-            published.token = token;
-            if let Ok(tls) = tls {
-                published.tls = tls;
-            }
-        });
+        if let Ok(tls) = tls {
+            self.published.send_modify(|published| published.tls = tls);
+        }
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
     }
 }

@@ -14,6 +14,13 @@ use super::control::{Caller, refused};
 impl Agent {
     /// Answers a caller.
     pub async fn answer(&mut self, request: Request, caller: Caller) -> Answer {
+        let is_for_anybody = matches!(request, Request::Identity { .. } | Request::FirstContact { .. });
+        if caller == Caller::Anybody && !is_for_anybody {
+            return refused(
+                Refusal::NotPermitted,
+                "a client certificate of the control plane is needed",
+            );
+        }
         let (request, if_generation) = match request {
             Request::IfGeneration { generation, change } => (*change, Some(generation)),
             request => (request, None),
@@ -90,6 +97,8 @@ impl Agent {
                 self.applied(result)
             }
             Request::IfGeneration { .. } => refused(Refusal::BadInput, "a condition is for one change"),
+            Request::Identity { nonce } => self.identity_document(&nonce),
+            Request::FirstContact { contact } => self.first_contact(contact).await,
             Request::TrustHostKeys => self.trust_host_keys(&caller).await,
             Request::Confirm { generation } => {
                 let result = self.confirm(generation, &caller);

@@ -8,6 +8,7 @@ mod answer;
 pub mod control;
 pub mod denied;
 pub mod events;
+mod first_contact;
 pub mod gate;
 mod host_keys;
 pub mod key_audit;
@@ -43,6 +44,7 @@ use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd};
 use crate::system::systemd;
 use denied::Denied;
+use first_contact::Tokens;
 use gate::guard::Guard;
 use restart::Restarter;
 use session_keys::RemovedKeys;
@@ -104,6 +106,7 @@ pub struct Agent {
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
     removed_keys: RemovedKeys,
+    tokens: Tokens,
     /// When logins are looked at again without an event: sshd may answer this host again then.
     next_try: Option<tokio::time::Instant>,
 }
@@ -123,8 +126,12 @@ impl Agent {
             refused = Some(error.to_string());
             None
         });
-        let accepted = accepted.map(Arc::new);
-        let trial = resume_trial(&store, accepted.as_deref());
+        let tokens = Tokens::load(&store)?;
+        let accepted = accepted.map(|spec| Arc::new(tokens.stripped(spec)));
+        let mut trial = resume_trial(&store, accepted.as_deref());
+        if let Some(trial) = &mut trial {
+            trial.spec = Arc::new(tokens.stripped(Spec::clone(&trial.spec)));
+        }
         let (spec, before_trial) = match &trial {
             Some(trial) => (Some(trial.spec.clone()), accepted),
             None => (accepted, None),
@@ -159,13 +166,8 @@ impl Agent {
         let restarter = Restarter::new(settings.restart_sshd);
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
-        let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
-        let published = watch::Sender::new(Published {
-            report: None,
-            token,
-            tls,
-        });
-        Ok(Self {
+        let published = watch::Sender::new(Published { report: None, tls });
+        let agent = Self {
             settings,
             store,
             spec,
@@ -187,8 +189,11 @@ impl Agent {
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
             removed_keys,
+            tokens,
             next_try: None,
-        })
+        };
+        agent.wipe_from_disk();
+        Ok(agent)
     }
 
     /// What the HTTPS endpoint tells.

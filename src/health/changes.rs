@@ -178,7 +178,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if let Err(error) = serde_json::from_slice::<IgnoredAny>(bytes) {
         let detail = format!("the body is not one JSON document: {error}");
         return Err(Problem::new(StatusCode::BAD_REQUEST, &detail));
@@ -191,10 +191,15 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     from_json(bytes).map_err(|problem| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, &problem.to_string()))
 }
 
-/// Asks the agent, and waits until it is done.
+/// Asks the agent for the control plane, and waits until it is done.
 async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Answer, Problem> {
+    ask_as(shared, Asker::Remote(caller.0.clone()), request).await
+}
+
+/// Asks the agent, and waits until it is done.
+pub(super) async fn ask_as(shared: &Shared, caller: Asker, request: Ask) -> Result<Answer, Problem> {
     let (sender, answer) = oneshot::channel();
-    let call = (request, Asker::Remote(caller.0.clone()), sender);
+    let call = (request, caller, sender);
     if shared.agent.send(call).await.is_ok()
         && let Ok(answer) = answer.await
     {
@@ -207,7 +212,7 @@ async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Ans
     Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
 }
 
-fn unexpected() -> Problem {
+pub(super) fn unexpected() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "there was no answer")
 }
 

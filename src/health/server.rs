@@ -8,7 +8,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -16,7 +15,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use portcullis_protocol::{Report, Secret};
+use portcullis_protocol::Report;
 use rustls::ServerConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::WebPkiSupportedAlgorithms;
@@ -26,8 +25,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::changes;
 use super::problem::Problem;
+use super::{changes, first_contact};
 use crate::agent::control::{Call, Remote};
 use crate::identity::TlsIdentity;
 use crate::policy::observation::{Observed, Tls};
@@ -47,8 +46,6 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 pub struct Published {
     /// The last report; none before the first reconcile.
     pub report: Option<Arc<Report>>,
-    /// The token that identity documents are bound by.
-    pub token: Option<Secret>,
     /// How connections are secured.
     pub tls: Arc<ServerConfig>,
 }
@@ -66,7 +63,6 @@ pub(super) enum Caller {
 #[derive(Clone)]
 pub(super) struct Shared {
     published: watch::Receiver<Published>,
-    identity: Arc<TlsIdentity>,
     /// Where the agent is asked.
     pub(super) agent: mpsc::Sender<Call>,
 }
@@ -88,16 +84,10 @@ pub async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until the task is dropped.
-pub async fn serve(
-    listener: TcpListener,
-    published: watch::Receiver<Published>,
-    identity: Arc<TlsIdentity>,
-    agent: mpsc::Sender<Call>,
-) {
+pub async fn serve(listener: TcpListener, published: watch::Receiver<Published>, agent: mpsc::Sender<Call>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let router = router(Shared {
         published: published.clone(),
-        identity,
         agent,
     });
     loop {
@@ -150,7 +140,7 @@ fn router(shared: Shared) -> Router {
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/v1/health", get(health))
-        .route("/v1/identity", get(identity))
+        .merge(first_contact::routes())
         .merge(changes::routes())
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
@@ -201,36 +191,6 @@ async fn health(State(shared): State<Shared>, Extension(caller): Extension<Calle
             "the first report is not there yet",
         )
         .into_response(),
-    }
-}
-
-#[derive(Deserialize)]
-struct IdentityQuery {
-    nonce: String,
-}
-
-async fn identity(
-    State(shared): State<Shared>,
-    query: Result<Query<IdentityQuery>, QueryRejection>,
-) -> Response {
-    let nonce = query.map(|Query(query)| query.nonce).unwrap_or_default();
-    if !(16..=128).contains(&nonce.len()) || !nonce.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Problem::new(
-            StatusCode::BAD_REQUEST,
-            "?nonce= takes 16 to 128 hex digits of your choice",
-        )
-        .into_response();
-    }
-    let published = shared.published.borrow().clone();
-    match (&published.report, &published.token) {
-        (Some(report), Some(token)) => Json(shared.identity.document(
-            &report.instance.id,
-            &report.host_keys,
-            &nonce,
-            token,
-        ))
-        .into_response(),
-        _ => Problem::new(StatusCode::NOT_FOUND, "no enrolment token is known").into_response(),
     }
 }
 

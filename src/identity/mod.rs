@@ -3,6 +3,8 @@
 //!
 //! May not live here: HTTP, sockets.
 
+pub mod time;
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::version::{TLS12, TLS13};
 
 use crate::system::files;
+use time::ProvenClock;
 
 const KEY_FILE: &str = "tls.key";
 const CERTIFICATE_FILE: &str = "tls.crt";
@@ -37,6 +40,7 @@ pub struct TlsIdentity {
     certificate: CertificateDer<'static>,
     /// SHA-256 of the SubjectPublicKeyInfo, lower-case hex: what callers pin.
     pub spki_sha256: String,
+    clock: Arc<ProvenClock>,
 }
 
 impl TlsIdentity {
@@ -101,7 +105,13 @@ impl TlsIdentity {
             key: PrivatePkcs8KeyDer::from(pair.serialize_der()).into(),
             certificate,
             spki_sha256: to_hex(spki.as_ref()),
+            clock: Arc::default(),
         }
+    }
+
+    /// The time by which certificates are judged.
+    pub fn clock(&self) -> &ProvenClock {
+        &self.clock
     }
 
     /// The TLS server: 1.3 preferred, 1.2 the floor (BREV-DATA-2). With an authority in the spec,
@@ -110,7 +120,10 @@ impl TlsIdentity {
     /// # Errors
     /// When the spec's `client_ca` is no usable certificate.
     pub fn server_config(&self, spec: Option<&Spec>) -> Result<Arc<ServerConfig>, String> {
-        let builder = ServerConfig::builder_with_protocol_versions(&[&TLS13, &TLS12]);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_details(provider, self.clock.clone())
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .map_err(|e| e.to_string())?;
         let authority = spec.and_then(Spec::client_ca);
         let builder = match authority {
             Some(pem) => builder.with_client_cert_verifier(
@@ -141,6 +154,7 @@ impl TlsIdentity {
             host_keys: host_keys.to_vec(),
             nonce: nonce.to_owned(),
             mac: String::new(),
+            challenge: None,
         };
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, token.expose().as_bytes());
         identity.mac = to_hex(ring::hmac::sign(&key, &identity.message()).as_ref());

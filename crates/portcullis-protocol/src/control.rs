@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use jiff::Timestamp;
 
 use crate::denied::DeniedSample;
+use crate::identity::{FirstContact, Identity};
 use crate::report::HostKey;
 use crate::{AuthorizedKey, FirewallRule, Peer, Report, Spec};
 
@@ -102,6 +103,17 @@ pub enum Request {
     },
     /// Take sshd's host keys as they are now for this instance's own.
     TrustHostKeys,
+    /// The identity document for a nonce of 16 to 128 hex digits. Anybody may ask.
+    Identity {
+        /// The caller's nonce.
+        nonce: String,
+    },
+    /// Somebody who knows the enrolment token has pinned this instance's keys. Anybody may say so; it counts
+    /// only with the proof.
+    FirstContact {
+        /// The proof.
+        contact: FirstContact,
+    },
 }
 
 /// Callers may be other programs than ours: what they send has not been checked.
@@ -148,6 +160,13 @@ pub enum Answer {
         /// The keys.
         host_keys: Vec<HostKey>,
     },
+    /// The identity document.
+    Identity {
+        /// The document.
+        identity: Identity,
+    },
+    /// It is done, and there is nothing to say about it.
+    Done,
     /// It was not done, and nothing changed.
     Refused {
         /// Which kind of refusal, for exit codes.

@@ -347,6 +347,15 @@ impl Spec {
         spec
     }
 
+    /// It without the enrolment token.
+    pub fn without_token(&self) -> Self {
+        let mut spec = self.clone();
+        if let Some(control) = &mut spec.control_plane {
+            control.enrolment_token = None;
+        }
+        spec
+    }
+
     /// Takes over the secrets of `other` that this one leaves out, if this one has a control plane.
     pub fn keep_secrets_of(&mut self, other: &Self) {
         if let (Some(own), Some(other)) = (&mut self.control_plane, &other.control_plane) {

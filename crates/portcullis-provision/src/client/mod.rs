@@ -4,6 +4,7 @@
 
 mod changes;
 mod dial;
+mod first_contact;
 mod pin;
 #[cfg(test)]
 mod tests;
@@ -17,17 +18,15 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use portcullis_protocol::identity::{Identity, from_hex, to_hex};
+use portcullis_protocol::Report;
 use portcullis_protocol::report::HostKey;
-use portcullis_protocol::{Report, Secret};
-use ring::hmac;
-use ring::rand::SecureRandom as _;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde::{Deserialize, Serialize};
 
 pub use changes::{Changed, Terms};
 pub use dial::{Dial, NamespaceDialer, PlainDialer};
+pub use first_contact::Contact;
 use pin::PinVerifier;
 
 use crate::ca::ClientCertificate;
@@ -183,54 +182,6 @@ impl AgentClient {
             dialer: Arc::new(dialer),
             pin,
             certificate,
-        })
-    }
-
-    /// First contact: asks for the identity document and proves it with the enrolment token. The
-    /// result is to be pinned.
-    ///
-    /// # Errors
-    /// When the agent does not answer, or anything in the document does not fit: the token, the
-    /// nonce, the instance, or the key that this very connection showed.
-    pub async fn enrol(&self, token: &Secret, instance: &str) -> Result<PinnedIdentity, ClientError> {
-        let mut nonce = [0; 32];
-        ring::rand::SystemRandom::new()
-            .fill(&mut nonce)
-            .map_err(|_| ClientError::Certificate("the system gives no random numbers".into()))?;
-        let nonce = to_hex(&nonce);
-        let path = format!("/v1/identity?nonce={nonce}");
-        let answer = self.get(&path, None).await?;
-        let identity: Identity = parse(&path, &success(&path, &answer)?.body)?;
-        let refuse = |reason: &str| ClientError::NotProven {
-            address: self.address,
-            reason: reason.into(),
-        };
-        let key = hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes());
-        let mac = from_hex(&identity.mac).ok_or_else(|| refuse("its MAC is not hex"))?;
-        // ring compares in constant time.
-        hmac::verify(&key, &identity.message(), &mac)
-            .map_err(|_| refuse("its MAC was not made with this instance's enrolment token"))?;
-        if identity.nonce != nonce {
-            return Err(refuse("it answers another question (a replay)"));
-        }
-        if identity.instance != instance {
-            return Err(refuse(&format!(
-                "it is for instance {:?}, not {instance:?}",
-                identity.instance
-            )));
-        }
-        if identity.tls_spki_sha256 != answer.spki {
-            return Err(refuse(
-                "it names another TLS key than the one that this connection shows",
-            ));
-        }
-        for key in identity.host_keys.iter().filter(|key| key.key.is_some()) {
-            // The MAC is over fingerprints.
-            key.verified_key().map_err(|reason| refuse(&reason))?;
-        }
-        Ok(PinnedIdentity {
-            tls_spki_sha256: answer.spki,
-            host_keys: identity.host_keys,
         })
     }
 
@@ -391,7 +342,7 @@ struct Problem {
 }
 
 fn success<'a>(path: &str, answer: &'a Answer) -> Result<&'a Answer, ClientError> {
-    if answer.status == 200 {
+    if matches!(answer.status, 200 | 204) {
         return Ok(answer);
     }
     let problem: Option<Problem> = serde_json::from_str(&answer.body).ok();

@@ -137,6 +137,7 @@ impl LocalProvider {
                     created: jiff::Timestamp::now(),
                     spec,
                     identity: None,
+                    introduced: false,
                 },
             };
             instance.save()?;
