@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use jiff::Timestamp;
 
 use crate::denied::DeniedSample;
+use crate::enrolment::EnrolmentAnswer;
 use crate::identity::{FirstContact, Identity};
 use crate::report::HostKey;
 use crate::{AuthorizedKey, FirewallRule, Peer, Report, Spec};
@@ -113,6 +114,12 @@ pub enum Request {
     FirstContact {
         /// The proof.
         contact: FirstContact,
+    },
+    /// What the control plane answered to the request for a certificate. Whoever passes it on need not be
+    /// believed: it proves itself.
+    Enrolled {
+        /// Its answer.
+        answer: EnrolmentAnswer,
     },
 }
 

@@ -8,6 +8,7 @@
 
 pub mod control;
 pub mod denied;
+pub mod enrolment;
 pub mod host_key;
 pub mod identity;
 pub mod key;

@@ -218,7 +218,12 @@ pub struct ControlPlane {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "uri"))]
     pub report_url: Option<HttpsUrl>,
-    /// Binds the instance's TLS and host keys on first contact.
+    /// Where the instance asks for a certificate for its TLS key, with the enrolment token; none: its keys are
+    /// pinned instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "uri"))]
+    pub enrol_url: Option<HttpsUrl>,
+    /// Binds the instance's TLS and host keys on first contact, or its request for a certificate. Used once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enrolment_token: Option<Secret>,
 }
@@ -382,6 +387,11 @@ impl Spec {
     /// Where health reports are pushed to.
     pub fn report_url(&self) -> Option<&HttpsUrl> {
         self.control_plane.as_ref()?.report_url.as_ref()
+    }
+
+    /// Where the instance asks for a certificate.
+    pub fn enrol_url(&self) -> Option<&HttpsUrl> {
+        self.control_plane.as_ref()?.enrol_url.as_ref()
     }
 
     /// Addresses of all peers.

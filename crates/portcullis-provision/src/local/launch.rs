@@ -294,6 +294,7 @@ fn new_spec(request: &LaunchRequest, client_ca: &str) -> Result<Spec> {
             client_ca: Some(client_ca.to_owned()),
             external_id: Some(Secret::new(random_hex(16)?)),
             report_url: None,
+            enrol_url: None,
             enrolment_token: Some(Secret::new(random_hex(32)?)),
         }),
     };
