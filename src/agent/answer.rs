@@ -14,7 +14,10 @@ use super::control::{Caller, refused};
 impl Agent {
     /// Answers a caller.
     pub async fn answer(&mut self, request: Request, caller: Caller) -> Answer {
-        let is_for_anybody = matches!(request, Request::Identity { .. } | Request::FirstContact { .. });
+        let is_for_anybody = matches!(
+            request,
+            Request::Identity { .. } | Request::FirstContact { .. } | Request::Enrolled { .. }
+        );
         if caller == Caller::Anybody && !is_for_anybody {
             return refused(
                 Refusal::NotPermitted,
@@ -99,6 +102,7 @@ impl Agent {
             Request::IfGeneration { .. } => refused(Refusal::BadInput, "a condition is for one change"),
             Request::Identity { nonce } => self.identity_document(&nonce),
             Request::FirstContact { contact } => self.first_contact(contact).await,
+            Request::Enrolled { answer } => self.enrolled(&answer).await,
             Request::TrustHostKeys => self.trust_host_keys(&caller).await,
             Request::Confirm { generation } => {
                 let result = self.confirm(generation, &caller);

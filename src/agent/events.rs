@@ -1,7 +1,7 @@
 //! The daemon's loop: wait for an event, find out what it concerns, reconcile that.
 //!
-//! Nothing is polled. The timers are the watchdog's, the next key's expiry, the next start of an sshd
-//! that fails, and, while there is no D-Bus, the next try to reach it.
+//! Nothing is polled. The timers are the watchdog's, the next key's expiry, the certificate's renewal, the
+//! next start of an sshd that fails, and, while there is no D-Bus, the next try to reach it.
 //! May not live here: what reconciling does.
 
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::{Agent, Scope, control};
 use crate::config::Settings;
-use crate::health::{push, server};
+use crate::health::{enrol, push, server};
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, Observed};
@@ -74,6 +74,8 @@ enum Event {
     Call(control::Call),
     /// The time of a spec on trial is over.
     TrialEnds,
+    /// The certificate is to be renewed.
+    Renewal,
     /// Nothing that needs doing at once; the watchdog is told that we live.
     Alive,
 }
@@ -87,6 +89,7 @@ async fn handle(agent: &mut Agent, event: Event) {
             let _ = answer.send(agent.answer(request, caller).await);
         }
         Event::TrialEnds => agent.end_trial().await,
+        Event::Renewal => agent.tend_enrolment(),
         Event::Alive => {}
     }
 }
@@ -153,6 +156,9 @@ impl Sources {
             ca_file: settings.report_ca_file.clone(),
         };
         tokio::spawn(push::run(push, agent.deliveries()));
+        let errands = (agent.errands(), call_sender.clone());
+        let ca_file = settings.report_ca_file.clone();
+        tokio::spawn(enrol::run(ca_file, agent.identity(), errands.0, errands.1));
         let (unit_sender, units) = mpsc::channel(1);
         tokio::spawn(async move {
             while !unit_sender.is_closed() {
@@ -251,6 +257,7 @@ impl Sources {
             Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
             Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
             () = until(trial_ends) => Event::TrialEnds,
+            () = until(agent.renewal_due()) => Event::Renewal,
             () = until(agent.next_try()) => Event::Look([Scope::Logins].into()),
             () = until(agent.restart_due()) => Event::Look([Scope::Systemd].into()),
             Some(()) = self.units.recv() => {

@@ -7,6 +7,7 @@ mod accept;
 mod answer;
 pub mod control;
 pub mod denied;
+mod enrol;
 pub mod events;
 mod first_contact;
 pub mod gate;
@@ -44,6 +45,7 @@ use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd};
 use crate::system::systemd;
 use denied::Denied;
+use enrol::Enrolment;
 use first_contact::Tokens;
 use gate::guard::Guard;
 use restart::Restarter;
@@ -107,6 +109,7 @@ pub struct Agent {
     pub key_files: BTreeSet<PathBuf>,
     removed_keys: RemovedKeys,
     tokens: Tokens,
+    enrolment: Enrolment,
     /// When logins are looked at again without an event: sshd may answer this host again then.
     next_try: Option<tokio::time::Instant>,
 }
@@ -166,6 +169,7 @@ impl Agent {
         let restarter = Restarter::new(settings.restart_sshd);
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
+        let enrolment = Enrolment::load(&store, &identity, spec.as_deref());
         let published = watch::Sender::new(Published { report: None, tls });
         let agent = Self {
             settings,
@@ -190,6 +194,7 @@ impl Agent {
             key_files: BTreeSet::new(),
             removed_keys,
             tokens,
+            enrolment,
             next_try: None,
         };
         agent.wipe_from_disk();
@@ -285,6 +290,7 @@ impl Agent {
             };
         }
         self.publish();
+        self.tend_enrolment();
     }
 
     /// systemd tells of every job of every unit. Only a state that differs is worth a login probe.

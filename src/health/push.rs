@@ -176,7 +176,7 @@ fn build(settings: &PushSettings) -> Result<Client, String> {
 }
 
 /// The error with its causes: reqwest's own text stops at the first.
-fn describe(error: &reqwest::Error) -> String {
+pub(super) fn describe(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {

@@ -205,7 +205,7 @@ pub async fn observe(listen: SocketAddr, identity: &TlsIdentity) -> Observed<Tls
         other => other,
     };
     let verifier = Arc::new(OnlyThis {
-        certificate: identity.certificate().clone(),
+        own: identity.certificates(),
     });
     let config = rustls::ClientConfig::builder()
         .dangerous()
@@ -246,10 +246,10 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
     rustls::crypto::ring::default_provider().signature_verification_algorithms
 }
 
-/// Accepts one certificate, by its bytes.
+/// Accepts our own certificates, by their bytes.
 #[derive(Debug)]
 struct OnlyThis {
-    certificate: CertificateDer<'static>,
+    own: Vec<CertificateDer<'static>>,
 }
 
 impl ServerCertVerifier for OnlyThis {
@@ -261,7 +261,7 @@ impl ServerCertVerifier for OnlyThis {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if *end_entity == self.certificate {
+        if self.own.contains(end_entity) {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(rustls::Error::General(
