@@ -107,10 +107,10 @@ impl Certified {
         self.begins.saturating_add(BEGINS_BEFORE.into())
     }
 
-    /// For how long it is used before a new one is asked for, in seconds: two thirds of its life, and a minute
+    /// For how long it is used before a new one is asked for, in seconds: two thirds of its life, and 10 s
     /// at least.
     pub fn use_s(&self) -> i64 {
-        (self.ends.saturating_sub(self.issued()) / 3 * 2).max(60)
+        (self.ends.saturating_sub(self.issued()) * 2 / 3).max(10)
     }
 
     /// In how many seconds a new one is asked for: now, if it is not yet valid by the clock, or no longer.

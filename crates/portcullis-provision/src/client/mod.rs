@@ -1,4 +1,4 @@
-//! The HTTPS client to an instance's agent: it trusts pinned keys, not names or authorities.
+//! The HTTPS client to an instance's agent: it trusts pinned keys, or the instances' authority.
 //!
 //! May not live here: when to ask and what to make of the answers (`wait`, the commands).
 
@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use changes::{Changed, Terms};
 pub use dial::{Dial, NamespaceDialer, PlainDialer};
 pub use first_contact::Contact;
-use pin::PinVerifier;
+use pin::{Authority, PinVerifier};
 
 use crate::ca::ClientCertificate;
 
@@ -117,6 +117,7 @@ pub struct AgentClient {
     address: SocketAddr,
     dialer: Arc<dyn Dial>,
     pin: Option<String>,
+    authority: Option<Authority>,
     certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 }
 
@@ -181,8 +182,19 @@ impl AgentClient {
             address,
             dialer: Arc::new(dialer),
             pin,
+            authority: None,
             certificate,
         })
+    }
+
+    /// Accepts an enrolled instance by its certificate: the instances' authority (PEM) gave it, for this
+    /// instance's id, and it holds by our clock. A pin has to fit as well, if there is one.
+    pub fn with_authority(mut self, pem: &str, instance: &str) -> Self {
+        self.authority = Some(Authority {
+            pem: pem.to_owned(),
+            instance: instance.to_owned(),
+        });
+        self
     }
 
     /// Whether the agent lives (`/livez`).
@@ -220,7 +232,7 @@ impl AgentClient {
     }
 
     fn required_pin(&self) -> Result<Option<String>, ClientError> {
-        if self.pin.is_some() {
+        if self.pin.is_some() || self.authority.is_some() {
             return Ok(self.pin.clone());
         }
         let reason = "no key is pinned for it yet".into();
@@ -235,7 +247,7 @@ impl AgentClient {
     }
 
     async fn ask(&self, question: Question, pin: Option<String>) -> Result<Answer, ClientError> {
-        let verifier = Arc::new(PinVerifier::new(pin.clone()));
+        let verifier = Arc::new(PinVerifier::new(pin.clone(), self.authority.clone()));
         let time = question.time;
         let exchange = tokio::time::timeout(time, self.exchange(question, Arc::clone(&verifier)));
         let result = exchange.await.unwrap_or_else(|_| {
