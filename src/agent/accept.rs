@@ -154,9 +154,7 @@ impl Agent {
         }
         self.spec = Some(spec.clone());
         self.refused = None;
-        let token = spec.enrolment_token().cloned();
-        self.published
-            .send_modify(|published| (published.tls, published.token) = (tls, token));
+        self.published.send_modify(|published| published.tls = tls);
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
         Ok(true)
     }
@@ -279,13 +277,9 @@ impl Agent {
         }
         self.seen.gate = self.guard.enforce(self.spec.clone()).await;
         let tls = super::tls_or_without_authority(&self.identity, self.spec.as_deref());
-        let token = self.spec.as_deref().and_then(Spec::enrolment_token).cloned();
-        self.published.send_modify(|published| {
-            published.token = token;
-            if let Ok(tls) = tls {
-                published.tls = tls;
-            }
-        });
+        if let Ok(tls) = tls {
+            self.published.send_modify(|published| published.tls = tls);
+        }
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
     }
 }

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use portcullis_protocol::control::{Answer, Refusal, Request};
+use portcullis_protocol::identity::is_nonce;
 use portcullis_protocol::{FirewallRule, Peer, Report, Spec};
 
 use super::Agent;
@@ -24,7 +25,11 @@ impl Agent {
             remote: matches!(caller, Caller::Remote(_)),
             if_generation,
         };
+        if let Some(refusal) = self.unknown(&request, &caller) {
+            return refusal;
+        }
         match request {
+            Request::Identity { nonce } => self.identity_document(&nonce),
             Request::Spec => Answer::Spec {
                 spec: self.spec.as_deref().cloned().map(Box::new),
             },
@@ -95,6 +100,37 @@ impl Agent {
                 let result = self.confirm(generation, &caller);
                 self.applied(result.map(|()| true))
             }
+        }
+    }
+
+    /// Why a caller over HTTPS is not answered at all: whoever has no certificate may ask for the identity
+    /// alone. What came before this is not relied upon.
+    fn unknown(&self, request: &Request, caller: &Caller) -> Option<Answer> {
+        let Caller::Remote(remote) = caller else {
+            return None;
+        };
+        if matches!(request, Request::Identity { .. }) {
+            return None;
+        }
+        if remote.chain.is_empty() {
+            let reason = "a client certificate of the control plane is needed";
+            return Some(refused(Refusal::NotPermitted, reason));
+        }
+        None
+    }
+
+    /// Which keys this instance has, for a caller's nonce.
+    fn identity_document(&self, nonce: &str) -> Answer {
+        if !is_nonce(nonce) {
+            return refused(Refusal::BadInput, "a nonce has 16 to 128 hex digits");
+        }
+        match (&self.report, self.spec.as_deref().and_then(Spec::enrolment_token)) {
+            (Some(report), Some(token)) => Answer::Identity {
+                identity: self
+                    .identity
+                    .document(&report.instance.id, &report.host_keys, nonce, token),
+            },
+            _ => refused(Refusal::NotFound, "no enrolment token is known"),
         }
     }
 

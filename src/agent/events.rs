@@ -141,8 +141,7 @@ impl Sources {
         }
         match server::bind(settings.listen).await {
             Ok(listener) => {
-                let (published, identity) = (agent.published(), agent.identity());
-                tokio::spawn(server::serve(listener, published, identity, call_sender.clone()));
+                tokio::spawn(server::serve(listener, agent.published(), call_sender.clone()));
             }
             Err(error) => {
                 let listen = settings.listen;

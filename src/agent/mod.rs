@@ -34,14 +34,14 @@ use tracing::{error, info, warn};
 
 use crate::config::Settings;
 use crate::health::push::Delivery;
-use crate::health::server::{self, Published};
+use crate::health::server::Published;
 use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd};
-use crate::system::systemd;
+use crate::system::{endpoint, systemd};
 use denied::Denied;
 use gate::guard::Guard;
 use restart::Restarter;
@@ -159,12 +159,7 @@ impl Agent {
         let restarter = Restarter::new(settings.restart_sshd);
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
-        let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
-        let published = watch::Sender::new(Published {
-            report: None,
-            token,
-            tls,
-        });
+        let published = watch::Sender::new(Published { report: None, tls });
         Ok(Self {
             settings,
             store,
@@ -199,11 +194,6 @@ impl Agent {
     /// What is pushed.
     pub fn deliveries(&self) -> watch::Receiver<Delivery> {
         self.deliveries.subscribe()
-    }
-
-    /// The TLS identity.
-    pub fn identity(&self) -> Arc<TlsIdentity> {
-        self.identity.clone()
     }
 
     /// The settings.
@@ -276,7 +266,7 @@ impl Agent {
                 Some(reason) => Err(format!(
                     "the TLS key can't be kept, callers who pinned it are turned away: {reason}"
                 )),
-                None => server::observe(self.settings.listen, &self.identity).await,
+                None => endpoint::observe(self.settings.listen, self.identity.certificate()).await,
             };
         }
         self.publish();

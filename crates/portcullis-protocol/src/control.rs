@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use jiff::Timestamp;
 
 use crate::denied::DeniedSample;
+use crate::identity::Identity;
 use crate::report::HostKey;
 use crate::{AuthorizedKey, FirewallRule, Peer, Report, Spec};
 
@@ -102,6 +103,12 @@ pub enum Request {
     },
     /// Take sshd's host keys as they are now for this instance's own.
     TrustHostKeys,
+    /// Which keys this instance has, bound to the enrolment token. All that a caller without a certificate
+    /// may ask over HTTPS.
+    Identity {
+        /// The caller's nonce ([`crate::identity::is_nonce`]).
+        nonce: String,
+    },
 }
 
 /// Callers may be other programs than ours: what they send has not been checked.
@@ -147,6 +154,11 @@ pub enum Answer {
         changed: bool,
         /// The keys.
         host_keys: Vec<HostKey>,
+    },
+    /// Which keys this instance has.
+    Identity {
+        /// The document.
+        identity: Identity,
     },
     /// It was not done, and nothing changed.
     Refused {
