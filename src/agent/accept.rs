@@ -237,10 +237,6 @@ impl Agent {
             return Err((Refusal::Superseded, reason));
         };
         let session = match caller {
-            Caller::Anybody => {
-                let reason = "a change is confirmed by the control plane or on the instance";
-                return Err((Refusal::NotPermitted, reason.to_owned()));
-            }
             Caller::Local(process) => process.and_then(callers::ssh_session_start),
             Caller::Remote(remote) => Some(remote.since),
         };

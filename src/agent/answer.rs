@@ -14,16 +14,6 @@ use super::control::{Caller, refused};
 impl Agent {
     /// Answers a caller.
     pub async fn answer(&mut self, request: Request, caller: Caller) -> Answer {
-        let is_for_anybody = matches!(
-            request,
-            Request::Identity { .. } | Request::FirstContact { .. } | Request::Enrolled { .. }
-        );
-        if caller == Caller::Anybody && !is_for_anybody {
-            return refused(
-                Refusal::NotPermitted,
-                "a client certificate of the control plane is needed",
-            );
-        }
         let (request, if_generation) = match request {
             Request::IfGeneration { generation, change } => (*change, Some(generation)),
             request => (request, None),
@@ -34,7 +24,11 @@ impl Agent {
             remote: matches!(caller, Caller::Remote(_)),
             if_generation,
         };
+        if let Some(refusal) = self.unknown(&request, &caller) {
+            return refusal;
+        }
         match request {
+            Request::Identity { nonce } => self.identity_document(&nonce),
             Request::Spec => Answer::Spec {
                 spec: self.spec.as_deref().cloned().map(Box::new),
             },
@@ -100,7 +94,6 @@ impl Agent {
                 self.applied(result)
             }
             Request::IfGeneration { .. } => refused(Refusal::BadInput, "a condition is for one change"),
-            Request::Identity { nonce } => self.identity_document(&nonce),
             Request::FirstContact { contact } => self.first_contact(contact).await,
             Request::Enrolled { answer } => self.enrolled(&answer).await,
             Request::TrustHostKeys => self.trust_host_keys(&caller).await,
@@ -109,6 +102,25 @@ impl Agent {
                 self.applied(result.map(|()| true))
             }
         }
+    }
+
+    /// Why a caller over HTTPS is not answered at all: whoever has no certificate may ask for the identity
+    /// alone, and say what proves itself by the enrolment token or the instances' authority. What came before this is not relied upon.
+    fn unknown(&self, request: &Request, caller: &Caller) -> Option<Answer> {
+        let Caller::Remote(remote) = caller else {
+            return None;
+        };
+        if matches!(
+            request,
+            Request::Identity { .. } | Request::FirstContact { .. } | Request::Enrolled { .. }
+        ) {
+            return None;
+        }
+        if remote.chain.is_empty() {
+            let reason = "a client certificate of the control plane is needed";
+            return Some(refused(Refusal::NotPermitted, reason));
+        }
+        None
     }
 
     /// The control plane is shown no secrets, so it can't send them back.

@@ -24,8 +24,6 @@ pub enum Caller {
     Local(Option<i32>),
     /// The control plane.
     Remote(Remote),
-    /// Anybody else over HTTPS.
-    Anybody,
 }
 
 /// A caller over HTTPS, as far as TLS proved it.

@@ -29,6 +29,8 @@ const PENDING_FILE: &str = "enrolment-request.json";
 const MAX_BYTES: usize = 64 << 10;
 /// An answer tells the time only if the question is younger than this: it may have been held back.
 const FRESH: Duration = Duration::from_secs(600);
+/// When a renewal that could not be asked for is looked at again, in seconds.
+const AGAIN_S: i64 = 300;
 
 /// A request that is not answered yet.
 struct Asked {
@@ -112,6 +114,10 @@ impl Agent {
             );
             None
         });
+        // Due, and it could not be asked for: it is looked at again, and not in a circle.
+        if errand.is_none() && self.enrolment.renew_at.is_some_and(|at| at <= Instant::now()) {
+            self.enrolment.renew_at = Some(after(AGAIN_S));
+        }
         self.enrolment.carry(errand);
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_protocol::control::{Answer, Refusal};
-use portcullis_protocol::identity::{FirstContact, from_hex, to_hex};
+use portcullis_protocol::identity::{FirstContact, from_hex, is_nonce, to_hex};
 use portcullis_protocol::{Secret, Spec};
 use ring::hmac;
 use ring::rand::SystemRandom;
@@ -126,8 +126,8 @@ impl Agent {
 
     /// The identity document for a caller's nonce.
     pub(super) fn identity_document(&self, nonce: &str) -> Answer {
-        if !(16..=128).contains(&nonce.len()) || !nonce.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return refused(Refusal::BadInput, "a nonce is 16 to 128 hex digits");
+        if !is_nonce(nonce) {
+            return refused(Refusal::BadInput, "a nonce has 16 to 128 hex digits");
         }
         let (Some(spec), Some(token)) = (self.spec.as_deref(), self.token()) else {
             return refused(Refusal::NotFound, "no enrolment token is known");

@@ -145,7 +145,7 @@ fn log_trust(instance: &str, before: Option<&KnownHostKeys>, now: &KnownHostKeys
     let (old, new) = (before.map(texts).unwrap_or_default(), texts(now));
     let process = match caller {
         Caller::Local(process) => *process,
-        Caller::Remote(_) | Caller::Anybody => None,
+        Caller::Remote(_) => None,
     };
     warn!(
         MESSAGE_ID = id::HOST_KEYS_TRUSTED,

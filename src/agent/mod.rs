@@ -36,14 +36,14 @@ use tracing::{error, info, warn};
 
 use crate::config::Settings;
 use crate::health::push::Delivery;
-use crate::health::server::{self, Published};
+use crate::health::server::Published;
 use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd};
-use crate::system::systemd;
+use crate::system::{endpoint, systemd};
 use denied::Denied;
 use enrol::Enrolment;
 use first_contact::Tokens;
@@ -286,7 +286,7 @@ impl Agent {
                 Some(reason) => Err(format!(
                     "the TLS key can't be kept, callers who pinned it are turned away: {reason}"
                 )),
-                None => server::observe(self.settings.listen, &self.identity).await,
+                None => endpoint::observe(self.settings.listen, self.identity.certificates()).await,
             };
         }
         self.publish();

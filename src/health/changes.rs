@@ -20,11 +20,12 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::problem::Problem;
-use super::server::{Caller, Shared};
+use super::server::Shared;
 use crate::agent::control::{Caller as Asker, Remote};
 use crate::config::trial_time;
 
-type Answered = Result<Response, Problem>;
+/// What a handler gives.
+pub(super) type Answered = Result<Response, Problem>;
 
 /// The routes. A body may be as long as the longest spec.
 pub(super) fn routes() -> Router<Shared> {
@@ -41,14 +42,14 @@ pub(super) fn routes() -> Router<Shared> {
 
 /// A caller with a certificate of the control plane's authority. Stands first among a handler's arguments,
 /// so that nothing is read from anybody else.
-struct ControlPlane(Remote);
+pub(super) struct ControlPlane(pub(super) Remote);
 
 impl<S: Sync> FromRequestParts<S> for ControlPlane {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        match parts.extensions.get() {
-            Some(Caller::ControlPlane(remote)) => Ok(Self(remote.clone())),
+        match parts.extensions.get::<Remote>() {
+            Some(remote) if !remote.chain.is_empty() => Ok(Self(remote.clone())),
             _ => Err(Problem::not_the_control_plane()),
         }
     }
@@ -191,15 +192,10 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     from_json(bytes).map_err(|problem| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, &problem.to_string()))
 }
 
-/// Asks the agent for the control plane, and waits until it is done.
-async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Answer, Problem> {
-    ask_as(shared, Asker::Remote(caller.0.clone()), request).await
-}
-
 /// Asks the agent, and waits until it is done.
-pub(super) async fn ask_as(shared: &Shared, caller: Asker, request: Ask) -> Result<Answer, Problem> {
+pub(super) async fn ask(shared: &Shared, caller: &Remote, request: Ask) -> Result<Answer, Problem> {
     let (sender, answer) = oneshot::channel();
-    let call = (request, caller, sender);
+    let call = (request, Asker::Remote(caller.clone()), sender);
     if shared.agent.send(call).await.is_ok()
         && let Ok(answer) = answer.await
     {
@@ -212,6 +208,7 @@ pub(super) async fn ask_as(shared: &Shared, caller: Asker, request: Ask) -> Resu
     Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
 }
 
+/// An answer to another question.
 pub(super) fn unexpected() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "there was no answer")
 }
@@ -221,7 +218,7 @@ fn etag(generation: u64) -> [(header::HeaderName, String); 1] {
 }
 
 async fn change(shared: &Shared, caller: &ControlPlane, request: Ask) -> Answered {
-    match ask(shared, caller, request).await? {
+    match ask(shared, &caller.0, request).await? {
         Answer::Applied {
             generation,
             changed,
@@ -242,7 +239,7 @@ async fn change(shared: &Shared, caller: &ControlPlane, request: Ask) -> Answere
 
 /// The accepted spec, or the one on trial, without its secrets.
 async fn spec(caller: ControlPlane, State(shared): State<Shared>) -> Answered {
-    match ask(&shared, &caller, Ask::Spec).await? {
+    match ask(&shared, &caller.0, Ask::Spec).await? {
         Answer::Spec { spec: Some(spec) } => {
             let shown = spec.without_secrets();
             Ok((etag(shown.generation.get()), Json(shown)).into_response())

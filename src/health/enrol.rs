@@ -3,6 +3,7 @@
 //! Patiently: the control plane may be away. May not live here: what is asked and whether the answer is
 //! believed (`agent::enrol`).
 
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use super::push::describe;
-use crate::agent::control::{Call, Caller};
+use crate::agent::control::{Call, Caller, Remote};
 use crate::identity::TlsIdentity;
 use crate::log::id;
 
@@ -93,7 +94,13 @@ async fn carry(ca_file: Option<&Path>, identity: &TlsIdentity, errand: &Errand, 
 
 async fn hand_over(answer: EnrolmentAnswer, agent: &mpsc::Sender<Call>) -> Result<(), String> {
     let (sender, result) = oneshot::channel();
-    let call = (Request::Enrolled { answer }, Caller::Anybody, sender);
+    // Nobody to be believed: the answer proves itself.
+    let nobody = Remote {
+        since: Duration::ZERO,
+        address: (Ipv6Addr::UNSPECIFIED, 0).into(),
+        chain: Vec::new(),
+    };
+    let call = (Request::Enrolled { answer }, Caller::Remote(nobody), sender);
     agent.send(call).await.map_err(|e| e.to_string())?;
     match result.await.map_err(|e| e.to_string())? {
         Answer::Done => Ok(()),

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -16,20 +17,18 @@ use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use portcullis_protocol::Report;
+use portcullis_protocol::control::{Answer, Request as Ask};
+use portcullis_protocol::identity::is_nonce;
 use rustls::ServerConfig;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 
+use super::changes::{self, Answered, ControlPlane, ask, unexpected};
+use super::first_contact;
 use super::problem::Problem;
-use super::{changes, first_contact};
 use crate::agent::control::{Call, Remote};
-use crate::identity::TlsIdentity;
-use crate::policy::observation::{Observed, Tls};
 use crate::system::clock;
 
 /// Connections served at once; more wait in the kernel's queue.
@@ -48,15 +47,6 @@ pub struct Published {
     pub report: Option<Arc<Report>>,
     /// How connections are secured.
     pub tls: Arc<ServerConfig>,
-}
-
-/// Who calls, as far as TLS proved it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Caller {
-    /// Anybody that the gate lets through.
-    Anybody,
-    /// The holder of a certificate of the control plane's authority.
-    ControlPlane(Remote),
 }
 
 /// What handlers share.
@@ -118,13 +108,10 @@ async fn serve_one(stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor
     let Ok(Ok(stream)) = handshake else { return };
     // rustls gives certificates only after it verified them against the spec's authority.
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let caller = match chain.is_empty() {
-        true => Caller::Anybody,
-        false => Caller::ControlPlane(Remote {
-            since,
-            address: SocketAddr::new(address.ip().to_canonical(), address.port()),
-            chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
-        }),
+    let caller = Remote {
+        since,
+        address: SocketAddr::new(address.ip().to_canonical(), address.port()),
+        chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
     };
     let service = TowerToHyperService::new(router.layer(Extension(caller)));
     let _ = hyper::server::conn::http1::Builder::new()
@@ -140,6 +127,7 @@ fn router(shared: Shared) -> Router {
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/v1/health", get(health))
+        .route("/v1/identity", get(identity))
         .merge(first_contact::routes())
         .merge(changes::routes())
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
@@ -179,116 +167,30 @@ async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) 
     (status, text).into_response()
 }
 
-async fn health(State(shared): State<Shared>, Extension(caller): Extension<Caller>) -> Response {
-    if caller == Caller::Anybody {
-        return Problem::not_the_control_plane().into_response();
-    }
-    let report = shared.published.borrow().report.clone();
-    match report {
-        Some(report) => Json(&*report).into_response(),
-        None => Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the first report is not there yet",
-        )
-        .into_response(),
+async fn health(caller: ControlPlane, State(shared): State<Shared>) -> Answered {
+    match ask(&shared, &caller.0, Ask::Status).await? {
+        Answer::Report { report } => Ok(Json(report).into_response()),
+        _ => Err(unexpected()),
     }
 }
 
-/// Connects to our own endpoint and says what was negotiated; only our own certificate is accepted.
-///
-/// # Errors
-/// A reason for the operator.
-pub async fn observe(listen: SocketAddr, identity: &TlsIdentity) -> Observed<Tls> {
-    let address = match listen {
-        SocketAddr::V6(v6) if v6.ip().is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, v6.port())),
-        SocketAddr::V4(v4) if v4.ip().is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, v4.port())),
-        other => other,
-    };
-    let verifier = Arc::new(OnlyThis {
-        own: identity.certificates(),
-    });
-    let config = rustls::ClientConfig::builder()
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    let connect = async {
-        let stream = TcpStream::connect(address).await?;
-        let name = ServerName::try_from("portcullis").map_err(std::io::Error::other)?;
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
-    };
-    let stream = match tokio::time::timeout(HEADER_TIME, connect).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(format!("{address}: {error}")),
-        Err(_) => return Err(format!("{address}: no answer within {} s", HEADER_TIME.as_secs())),
-    };
-    let session = stream.get_ref().1;
-    let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
-    Ok(Tls {
-        version: text(
-            session
-                .protocol_version()
-                .and_then(|v| v.as_str().map(str::to_owned)),
-        ),
-        cipher_suite: text(
-            session
-                .negotiated_cipher_suite()
-                .and_then(|s| s.suite().as_str().map(str::to_owned)),
-        ),
-        key_exchange: text(
-            session
-                .negotiated_key_exchange_group()
-                .map(|g| format!("{:?}", g.name())),
-        ),
-    })
+#[derive(Deserialize)]
+struct IdentityQuery {
+    nonce: String,
 }
 
-fn algorithms() -> WebPkiSupportedAlgorithms {
-    rustls::crypto::ring::default_provider().signature_verification_algorithms
-}
-
-/// Accepts our own certificates, by their bytes.
-#[derive(Debug)]
-struct OnlyThis {
-    own: Vec<CertificateDer<'static>>,
-}
-
-impl ServerCertVerifier for OnlyThis {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if self.own.contains(end_entity) {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(rustls::Error::General(
-                "somebody else answers on our port".to_owned(),
-            ))
-        }
+async fn identity(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Remote>,
+    query: Result<Query<IdentityQuery>, QueryRejection>,
+) -> Answered {
+    let nonce = query.map(|Query(query)| query.nonce).unwrap_or_default();
+    if !is_nonce(&nonce) {
+        let detail = "?nonce= takes 16 to 128 hex digits of your choice";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
     }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        algorithms().supported_schemes()
+    match ask(&shared, &caller, Ask::Identity { nonce }).await? {
+        Answer::Identity { identity } => Ok(Json(identity).into_response()),
+        _ => Err(unexpected()),
     }
 }

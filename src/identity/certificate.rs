@@ -180,3 +180,121 @@ fn is_signed(
     verify_server_cert_signed_by_trust_anchor(&parsed, &roots, between, at, algorithms)
         .map_err(|e| format!("the certificate is not of the authority that comes with it: {e}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use portcullis_provision::ca::Ca;
+    use portcullis_provision::instance_ca::{InstanceCa, SigningRequest};
+
+    use super::super::TlsIdentity;
+    use super::*;
+
+    const LIFETIME: Duration = Duration::from_secs(3000);
+
+    fn nonce(byte: u8) -> String {
+        to_hex(&[byte; 32])
+    }
+
+    fn issue(ca: &InstanceCa, identity: &TlsIdentity) -> String {
+        let request = SigningRequest::from_pem(&identity.signing_request().unwrap()).unwrap();
+        assert_eq!(request.spki_sha256(), identity.spki_sha256);
+        ca.issue("i-1", &nonce(1), &request, LIFETIME).unwrap()
+    }
+
+    #[test]
+    fn a_chain_is_ours_in_every_way_or_it_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = |name: &str| InstanceCa::open_or_init(&folder.path().join(name)).unwrap();
+        let (ca, rogue) = (ca("ca"), ca("rogue"));
+        let (identity, other) = (
+            TlsIdentity::in_memory().unwrap(),
+            TlsIdentity::in_memory().unwrap(),
+        );
+        let pem = issue(&ca, &identity);
+        let ours =
+            |pem: &str, expected: Expected<'_>| Certified::new(pem, "i-1", &identity.spki_sha256, expected);
+        let nonces = [nonce(1), nonce(2)];
+        let asked = Expected {
+            nonce: Some(&nonces[0]),
+            ..Expected::default()
+        };
+        let certified = ours(&pem, asked).unwrap();
+        let authority = certified.authority();
+        ours(&pem, Expected { authority, ..asked }).unwrap();
+        let refused = |result: Result<Certified, String>, word: &str| {
+            let reason = result.unwrap_err();
+            assert!(reason.contains(word), "{reason}");
+        };
+        refused(ours(&issue(&ca, &other), asked), "another key");
+        refused(
+            Certified::new(&pem, "i-2", &identity.spki_sha256, asked),
+            "not for instance",
+        );
+        let replayed = Expected {
+            nonce: Some(&nonces[1]),
+            ..asked
+        };
+        refused(ours(&pem, replayed), "a replay");
+        refused(
+            ours(&issue(&rogue, &identity), Expected { authority, ..asked }),
+            "another authority",
+        );
+        let client_ca = Some(ca.certificate_pem());
+        refused(ours(&pem, Expected { client_ca, ..asked }), "steer each other");
+        let clients = Ca::init(&folder.path().join("clients")).unwrap();
+        let client_ca = Some(clients.certificate_pem());
+        ours(&pem, Expected { client_ca, ..asked }).unwrap();
+        // Our certificate, and an authority that did not sign it.
+        let mixed = pem.replace(ca.certificate_pem(), rogue.certificate_pem());
+        refused(ours(&mixed, asked), "not of the authority");
+        let leaf = pem.replace(ca.certificate_pem(), "");
+        for text in ["", "nonsense", &leaf, &leaf.replace("MII", "MIJ")] {
+            assert!(ours(text, asked).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn it_is_renewed_after_two_thirds_and_at_once_by_a_clock_that_can_not_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = InstanceCa::open_or_init(folder.path()).unwrap();
+        let identity = TlsIdentity::in_memory().unwrap();
+        let pem = issue(&ca, &identity);
+        let certified = Certified::new(&pem, "i-1", &identity.spki_sha256, Expected::default()).unwrap();
+        let issued = certified.issued();
+        assert_eq!(certified.use_s(), 2000);
+        let years = 20 * 365 * 86_400;
+        for (clock, wait) in [
+            (0, 2000),
+            (-100, 2000),
+            (500, 1500),
+            (2000, 0),
+            (years, 0),
+            (-years, 0),
+        ] {
+            assert_eq!(certified.renewal_in(issued + clock), wait, "{clock}");
+        }
+    }
+
+    #[test]
+    fn it_is_kept_and_shown_for_its_instance_alone() {
+        crate::identity::install_tls_provider();
+        let state = tempfile::tempdir().unwrap();
+        let ca = InstanceCa::open_or_init(&state.path().join("ca")).unwrap();
+        let identity = TlsIdentity::load_or_create(state.path()).unwrap();
+        assert_eq!(identity.certificates().len(), 1);
+        let pem = issue(&ca, &identity);
+        let certified = Certified::new(&pem, "i-1", &identity.spki_sha256, Expected::default()).unwrap();
+        identity.certify(state.path(), certified.clone()).unwrap();
+        let again = TlsIdentity::load(state.path()).unwrap().unwrap();
+        assert_eq!(again.certified("i-1"), Some(certified));
+        assert_eq!(again.certified("i-2"), None);
+        assert_eq!(again.certificates().len(), 2);
+        // One that is damaged is not used, and what was made here is.
+        std::fs::write(state.path().join("enrolled.json"), "{}").unwrap();
+        let damaged = TlsIdentity::load(state.path()).unwrap().unwrap();
+        assert_eq!(damaged.certificates().len(), 1);
+        assert_eq!(damaged.spki_sha256, identity.spki_sha256);
+    }
+}

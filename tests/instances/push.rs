@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use portcullis_protocol::{Check, CheckId, Report};
 use portcullis_provision::local::in_namespace;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::lab::{Lab, Machine, SOON, eventually};
@@ -24,13 +24,15 @@ const PORT: u16 = 8444;
 const URL: &str = "https://10.77.0.1:8444/v1/report";
 
 /// An authority and a server certificate for the control plane's address.
-struct Authority {
-    pem: String,
+pub struct Authority {
+    pub pem: String,
     tls: Arc<ServerConfig>,
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params
@@ -48,11 +50,13 @@ impl Authority {
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![server.der().clone()], key)
+            .with_single_cert(vec![server.der().clone()], key.clone_key())
             .unwrap();
         Self {
             pem,
             tls: Arc::new(tls),
+            chain: vec![server.der().clone()],
+            key,
         }
     }
 }
@@ -158,7 +162,7 @@ fn receive(
 }
 
 /// Makes the instance trust an authority for the push.
-fn trust(machine: &Machine, authority: &Authority) {
+pub fn trust(machine: &Machine, authority: &Authority) {
     let put = "cat > /etc/portcullis/receiver.pem
         printf '[report]\\nca_file = \"/etc/portcullis/receiver.pem\"\\n' > /etc/portcullis/conf.d/report.toml
         systemctl restart portcullis";

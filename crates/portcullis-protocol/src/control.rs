@@ -104,9 +104,10 @@ pub enum Request {
     },
     /// Take sshd's host keys as they are now for this instance's own.
     TrustHostKeys,
-    /// The identity document for a nonce of 16 to 128 hex digits. Anybody may ask.
+    /// Which keys this instance has, bound to the enrolment token. All that a caller without a certificate
+    /// may ask over HTTPS.
     Identity {
-        /// The caller's nonce.
+        /// The caller's nonce ([`crate::identity::is_nonce`]).
         nonce: String,
     },
     /// Somebody who knows the enrolment token has pinned this instance's keys. Anybody may say so; it counts
@@ -167,7 +168,7 @@ pub enum Answer {
         /// The keys.
         host_keys: Vec<HostKey>,
     },
-    /// The identity document.
+    /// Which keys this instance has.
     Identity {
         /// The document.
         identity: Identity,

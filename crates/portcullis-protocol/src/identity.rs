@@ -76,6 +76,11 @@ impl Identity {
     }
 }
 
+/// Whether a text is a caller's nonce: 16 to 128 hex digits.
+pub fn is_nonce(text: &str) -> bool {
+    (16..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// Lower-case hex, as fingerprints and MACs are written.
 pub fn to_hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
@@ -101,6 +106,21 @@ pub fn from_hex(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_nonce_is_hex_of_some_length() {
+        let (shortest, longest) = ("a".repeat(16), "F".repeat(128));
+        assert!(is_nonce(&shortest) && is_nonce(&longest));
+        for bad in [
+            "",
+            &shortest[1..],
+            &format!("{longest}0"),
+            "g123456789abcdef",
+            "0123456789abcd\r\n",
+        ] {
+            assert!(!is_nonce(bad), "{bad:?}");
+        }
+    }
 
     #[test]
     fn moving_a_character_between_fields_changes_the_message() {

@@ -63,7 +63,14 @@ impl ServerCertVerifier for PinVerifier {
         let spki = to_hex(&Sha256::digest(certificate.public_key().raw));
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(spki.clone());
         if let Some(authority) = &self.authority {
-            verify(&authority.pem, &authority.instance, end_entity, intermediates, now).map_err(Error::General)?;
+            verify(
+                &authority.pem,
+                &authority.instance,
+                end_entity,
+                intermediates,
+                now,
+            )
+            .map_err(Error::General)?;
         }
         match &self.expected {
             Some(expected) if *expected != spki => Err(Error::InvalidCertificate(
