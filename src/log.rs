@@ -79,6 +79,14 @@ pub mod id {
     pub const METRICS_INCOMPLETE: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e70";
     /// Callers of the HTTPS endpoint were turned away, for they asked too much of it.
     pub const TURNED_AWAY: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e74";
+    /// The enrolment token was used, and is forgotten.
+    pub const TOKEN_USED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e78";
+    /// The system's clock is not what was proven.
+    pub const CLOCK_WRONG: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e79";
+    /// The control plane's authority certified the TLS key, for the first time or anew.
+    pub const ENROLLED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e7a";
+    /// No certificate yet; it is tried again.
+    pub const ENROLMENT_FAILED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e7b";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }

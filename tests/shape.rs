@@ -155,3 +155,36 @@ fn the_changelog_knows_this_version() {
     let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
     assert!(changelog.contains(env!("CARGO_PKG_VERSION")));
 }
+
+/// One TLS stack and one provider of cryptography in what ships: rustls with ring.
+#[test]
+fn no_second_provider_of_cryptography_comes_in() {
+    for package in ["portcullis", "portcullis-provision"] {
+        let mut cargo = std::process::Command::new(env!("CARGO"));
+        cargo
+            .current_dir(root())
+            .args(["tree", "--locked", "--offline", "-e", "normal"]);
+        let output = cargo.args(["--prefix", "none", "-p", package]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let crates: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+        for wanted in ["ring", "rustls"] {
+            assert!(crates.contains(wanted), "{package} is looked at: {crates:?}");
+        }
+        for other in [
+            "aws-lc-rs",
+            "aws-lc-sys",
+            "openssl",
+            "openssl-sys",
+            "native-tls",
+            "boring",
+            "mbedtls",
+        ] {
+            assert!(!crates.contains(other), "{package} has {other}");
+        }
+    }
+}

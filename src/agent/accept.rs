@@ -71,7 +71,7 @@ impl Agent {
         };
         warn_if_readable(&path);
         let spec = match Spec::from_json(&bytes) {
-            Ok(spec) => spec,
+            Ok(spec) => self.tokens.stripped(spec),
             Err(error) => return self.refuse(&path, (Refusal::BadInput, error.to_string())),
         };
         // On every boot the file of the first boot is still there.
@@ -111,6 +111,7 @@ impl Agent {
     /// # Errors
     /// The kind of refusal and the reason; then nothing changed.
     pub async fn accept(&mut self, spec: Spec, source: &str, terms: Terms) -> Result<bool, Refused> {
+        let spec = self.tokens.stripped(spec);
         if self.spec.as_deref() == Some(&spec) {
             return Ok(false);
         }
@@ -159,9 +160,7 @@ impl Agent {
         }
         self.spec = Some(spec.clone());
         self.refused = None;
-        let token = spec.enrolment_token().cloned();
-        self.published
-            .send_modify(|published| (published.tls, published.token) = (tls, token));
+        self.published.send_modify(|published| published.tls = tls);
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
         Ok(true)
     }
@@ -286,13 +285,9 @@ impl Agent {
         }
         self.seen.gate = self.guard.enforce(self.spec.clone()).await;
         let tls = super::tls_or_without_authority(&self.identity, self.spec.as_deref());
-        let token = self.spec.as_deref().and_then(Spec::enrolment_token).cloned();
-        self.published.send_modify(|published| {
-            published.token = token;
-            if let Ok(tls) = tls {
-                published.tls = tls;
-            }
-        });
+        if let Ok(tls) = tls {
+            self.published.send_modify(|published| published.tls = tls);
+        }
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
     }
 }

@@ -18,7 +18,7 @@ use super::control::{Caller, Remote, refused};
 use super::state::{StateError, Store};
 use crate::identity::caller::Authority;
 use crate::log::id;
-use crate::policy::access::{Certificate, Denial, Policy, need};
+use crate::policy::access::{Certificate, Denial, Need, Policy, need};
 use crate::system::callers;
 
 const FILE: &str = "access.json";
@@ -240,14 +240,16 @@ impl Agent {
     /// # Errors
     /// Why not, for the caller; the journal has been told.
     pub(super) fn admit(&mut self, request: &Request, caller: &Caller) -> Result<Option<Admitted>, Denial> {
-        let remote = match (request, caller) {
-            (Request::HandshakeRefused { .. }, _) | (_, Caller::Local(_)) => return Ok(None),
-            (_, Caller::Remote(remote)) => remote,
+        let remote = match caller {
+            Caller::Local(_) => return Ok(None),
+            Caller::Remote(_) if need(request, None) == Need::Nothing => return Ok(None),
+            Caller::Remote(remote) => remote,
         };
         let now = Timestamp::now();
         let spec = self.spec.clone();
         let access = &mut self.access;
-        let (certificate, judged) = access.judge(request, remote, spec.as_deref(), now.as_second());
+        let (certificate, judged) =
+            access.judge(request, remote, spec.as_deref(), self.identity.clock().now());
         match (judged, certificate) {
             (Ok(role), Some(certificate)) => {
                 let last_use = LastUse {

@@ -112,6 +112,9 @@ impl Agent {
             Request::HandshakeRefused { reason } => self.handshake_refused(reason, caller),
             Request::TrustHostKeys => self.trust_host_keys(caller).await,
             Request::Metrics => self.metrics(),
+            Request::Identity { nonce } => self.identity_document(&nonce),
+            Request::FirstContact { contact } => self.first_contact(contact).await,
+            Request::Enrolled { answer } => self.enrolled(&answer).await,
             Request::Confirm { generation } => {
                 let result = self.confirm(generation, caller);
                 self.applied(result.map(|()| true))

@@ -1,7 +1,7 @@
 //! The daemon's loop: wait for an event, find out what it concerns, reconcile that.
 //!
-//! Nothing is polled. The timers are the watchdog's, the next key's expiry, the next start of an sshd
-//! that fails, and, while there is no D-Bus, the next try to reach it.
+//! Nothing is polled. The timers are the watchdog's, the next key's expiry, the certificate's renewal, the
+//! next start of an sshd that fails, and, while there is no D-Bus, the next try to reach it.
 //! May not live here: what reconciling does.
 
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::{Agent, Scope, control};
 use crate::config::Settings;
 use crate::health::metrics::Counts;
-use crate::health::{push, server};
+use crate::health::{enrol, push, server};
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, Observed};
@@ -80,6 +80,8 @@ enum Event {
     TrialEnds,
     /// The audit log has something to write.
     Audit,
+    /// The certificate is to be renewed.
+    Renewal,
     /// Nothing that needs doing at once; the watchdog is told that we live.
     Alive,
 }
@@ -94,6 +96,7 @@ async fn handle(agent: &mut Agent, event: Event) {
         }
         Event::TrialEnds => agent.end_trial().await,
         Event::Audit => agent.tend_audit(),
+        Event::Renewal => agent.tend_enrolment(),
         Event::Alive => {}
     }
 }
@@ -152,12 +155,9 @@ impl Sources {
         }
         match server::bind(settings.listen).await {
             Ok(listener) => {
-                let (published, identity) = (agent.published(), agent.identity());
                 let (limits, counts) = (settings.limits.clone(), Counts::default());
-                let calls = call_sender.clone();
-                tokio::spawn(server::serve(
-                    listener, limits, published, identity, calls, counts,
-                ));
+                let (published, calls) = (agent.published(), call_sender.clone());
+                tokio::spawn(server::serve(listener, limits, published, calls, counts));
             }
             Err(error) => {
                 let listen = settings.listen;
@@ -169,6 +169,13 @@ impl Sources {
             settings.report.interval,
             outbox.offers(),
             outbox.said(),
+        ));
+        let ca_file = settings.report.ca_file.clone();
+        tokio::spawn(enrol::run(
+            ca_file,
+            agent.identity(),
+            agent.errands(),
+            call_sender,
         ));
         let (unit_sender, units) = mpsc::channel(1);
         tokio::spawn(async move {
@@ -269,6 +276,7 @@ impl Sources {
             Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
             () = until(trial_ends) => Event::TrialEnds,
             () = until(agent.audit_due()) => Event::Audit,
+            () = until(agent.renewal_due()) => Event::Renewal,
             () = until(agent.next_try()) => Event::Look([Scope::Logins].into()),
             () = until(agent.restart_due()) => Event::Look([Scope::Systemd].into()),
             Some(()) = self.units.recv() => {

@@ -191,7 +191,13 @@ struct Seen<'a> {
 impl Agent {
     /// What was counted, and what is to be seen now.
     pub(super) fn metrics(&mut self) -> Answer {
-        let mut certificates = vec![("instance", expiry::end_of(self.identity.certificate()))];
+        // The one that is served comes first.
+        let served = self.identity.certificates();
+        let mut certificates: Vec<_> = served
+            .first()
+            .map(|served| ("instance", expiry::end_of(served)))
+            .into_iter()
+            .collect();
         if let Some(pem) = self.spec.as_deref().and_then(Spec::client_ca) {
             certificates.push(("client-ca", expiry::first_end(pem)));
         }

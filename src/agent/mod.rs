@@ -9,7 +9,9 @@ mod answer;
 pub mod audit;
 pub mod control;
 pub mod denied;
+mod enrol;
 pub mod events;
+mod first_contact;
 pub mod gate;
 mod host_keys;
 pub mod key_audit;
@@ -40,16 +42,18 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::config::Settings;
-use crate::health::server::{self, Published};
+use crate::health::server::Published;
 use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed};
-use crate::system::systemd;
+use crate::system::{endpoint, systemd};
 use access::Access;
 use denied::Denied;
+use enrol::Enrolment;
+use first_contact::Tokens;
 use gate::guard::Guard;
 use metrics::Metrics;
 use outbox::Outbox;
@@ -116,6 +120,8 @@ pub struct Agent {
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
     removed_keys: RemovedKeys,
+    tokens: Tokens,
+    enrolment: Enrolment,
     /// When logins are looked at again without an event: sshd may answer this host again then.
     next_try: Option<tokio::time::Instant>,
     audit: audit::log::Log,
@@ -137,8 +143,12 @@ impl Agent {
             refused = Some(error.to_string());
             None
         });
-        let accepted = accepted.map(Arc::new);
-        let trial = resume_trial(&store, accepted.as_deref());
+        let tokens = Tokens::load(&store)?;
+        let accepted = accepted.map(|spec| Arc::new(tokens.stripped(spec)));
+        let mut trial = resume_trial(&store, accepted.as_deref());
+        if let Some(trial) = &mut trial {
+            trial.spec = Arc::new(tokens.stripped(Spec::clone(&trial.spec)));
+        }
         let (spec, before_trial) = match &trial {
             Some(trial) => (Some(trial.spec.clone()), accepted),
             None => (accepted, None),
@@ -157,23 +167,19 @@ impl Agent {
         let access = Access::new(settings.access.clone(), &store);
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
         let tls = tls_or_without_authority(&identity, spec.as_deref())?;
-        let token = spec.as_deref().and_then(Spec::enrolment_token).cloned();
+        let enrolment = Enrolment::load(&store, &identity, spec.as_deref());
         let identity = Arc::new(identity);
         let outbox = Outbox::start(
             settings.report.clone(),
             settings.state_dir.clone(),
             identity.clone(),
         );
-        let published = watch::Sender::new(Published {
-            report: None,
-            token,
-            tls,
-        });
+        let published = watch::Sender::new(Published { report: None, tls });
         let audit = audit::log::Log::new(
             audit::log::Log::folder(&settings.state_dir),
             settings.audit_max_bytes,
         );
-        Ok(Self {
+        let agent = Self {
             settings,
             store,
             spec,
@@ -197,10 +203,14 @@ impl Agent {
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
             removed_keys,
+            tokens,
+            enrolment,
             next_try: None,
             audit,
             metrics,
-        })
+        };
+        agent.wipe_from_disk();
+        Ok(agent)
     }
 
     /// What the HTTPS endpoint tells.
@@ -299,11 +309,12 @@ impl Agent {
                 Some(reason) => Err(format!(
                     "the TLS key can't be kept, callers who pinned it are turned away: {reason}"
                 )),
-                None => server::observe(self.settings.listen, &self.identity).await,
+                None => endpoint::observe(self.settings.listen, self.identity.certificates()).await,
             };
             durations.took("endpoint", start);
         }
         self.publish();
+        self.tend_enrolment();
     }
 
     /// systemd tells of every job of every unit. Only a state that differs is worth a login probe.

@@ -8,11 +8,10 @@ use crate::agent::logins;
 use crate::agent::neighbours;
 use crate::agent::report::write;
 use crate::agent::state::Store;
-use crate::health::server;
 use crate::identity::TlsIdentity;
 use crate::log;
 use crate::policy::observation::Observations;
-use crate::system::systemd;
+use crate::system::{endpoint, systemd};
 
 pub fn run(global: &Global) -> Result<(), Failure> {
     require_root("a check")?;
@@ -29,7 +28,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
             systemd::observe()
         );
         let tls = match TlsIdentity::load(&settings.state_dir) {
-            Ok(Some(identity)) => server::observe(settings.listen, &identity).await,
+            Ok(Some(identity)) => endpoint::observe(settings.listen, identity.certificates()).await,
             Ok(None) => Err("the daemon has not run yet".to_owned()),
             Err(error) => Err(error.to_string()),
         };

@@ -23,10 +23,11 @@ use tokio::time::timeout;
 
 use super::limits::LARGE_BODY;
 use super::problem::Problem;
-use super::server::{Caller, Shared};
+use super::server::Shared;
 use crate::agent::control::{Caller as Asker, Remote};
 use crate::config::trial_time;
 
+/// What a handler gives.
 pub(super) type Answered = Result<Response, Problem>;
 
 /// How long a large body waits for others to be done.
@@ -36,14 +37,14 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// A caller with a certificate of the control plane's authority. Stands first among a handler's arguments,
 /// so that nothing is read from anybody else.
-pub(super) struct ControlPlane(Remote);
+pub(super) struct ControlPlane(pub(super) Remote);
 
 impl<S: Sync> FromRequestParts<S> for ControlPlane {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        match parts.extensions.get() {
-            Some(Caller::ControlPlane(remote)) => Ok(Self(remote.clone())),
+        match parts.extensions.get::<Remote>() {
+            Some(remote) if !remote.chain.is_empty() => Ok(Self(remote.clone())),
             _ => Err(Problem::not_the_control_plane()),
         }
     }
@@ -222,9 +223,9 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 }
 
 /// Asks the agent, and waits until it is done.
-pub(super) async fn ask(shared: &Shared, caller: &ControlPlane, request: Ask) -> Result<Answer, Problem> {
+pub(super) async fn ask(shared: &Shared, caller: &Remote, request: Ask) -> Result<Answer, Problem> {
     let (sender, answer) = oneshot::channel();
-    let call = (request, Asker::Remote(caller.0.clone()), sender);
+    let call = (request, Asker::Remote(caller.clone()), sender);
     if shared.agent.send(call).await.is_ok()
         && let Ok(answer) = answer.await
     {
@@ -261,7 +262,7 @@ pub(super) struct Changed {
 }
 
 async fn change(shared: &Shared, caller: &ControlPlane, request: Ask) -> Answered {
-    match ask(shared, caller, request).await? {
+    match ask(shared, &caller.0, request).await? {
         Answer::Applied {
             generation,
             changed,
@@ -282,7 +283,7 @@ async fn change(shared: &Shared, caller: &ControlPlane, request: Ask) -> Answere
 
 /// The accepted spec, or the one on trial, without its secrets.
 pub(super) async fn spec(caller: ControlPlane, State(shared): State<Shared>) -> Answered {
-    match ask(&shared, &caller, Ask::Spec).await? {
+    match ask(&shared, &caller.0, Ask::Spec).await? {
         Answer::Spec { spec: Some(spec) } => {
             let shown = spec.without_secrets();
             Ok((etag(shown.generation.get()), Json(shown)).into_response())

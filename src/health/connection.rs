@@ -26,7 +26,7 @@ use tracing::warn;
 use super::limits::{Limits, Slot};
 use super::metrics::Counts;
 use super::problem::Problem;
-use super::server::{Caller, Published};
+use super::server::Published;
 use crate::agent::control::{Call, Caller as Asker, Remote};
 use crate::identity::caller::handshake_refusal;
 use crate::log::id;
@@ -128,15 +128,12 @@ async fn serve_one(
     };
     // rustls gives certificates only after it verified them against the spec's authority.
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let caller = match chain.is_empty() {
-        true => Caller::Anybody,
-        false => Caller::ControlPlane(Remote {
-            since,
-            address: peer,
-            chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
-        }),
+    let caller = Remote {
+        since,
+        address: peer,
+        chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
     };
-    if caller != Caller::Anybody {
+    if !caller.chain.is_empty() {
         slot.promote();
     }
     let limits = slot.limits().clone();
@@ -185,11 +182,11 @@ fn tell_refused(error: &std::io::Error, since: Duration, address: SocketAddr, ag
 async fn answer(
     mut request: Request<Incoming>,
     router: &Router,
-    caller: &Caller,
+    caller: &Remote,
     limits: &Limits,
     address: SocketAddr,
 ) -> Result<Response, Infallible> {
-    let trusted = *caller != Caller::Anybody;
+    let trusted = !caller.chain.is_empty();
     if let Err(wait) = limits.request(address.ip(), trusted, Instant::now()) {
         let mut response = Problem::too_many_requests(wait).into_response();
         if !trusted {

@@ -4,7 +4,7 @@
 //! May not live here: what can be asked.
 
 use axum::http::StatusCode;
-use portcullis_protocol::identity::Identity;
+use portcullis_protocol::identity::{FirstContact, Identity};
 use portcullis_protocol::spec::Name;
 use portcullis_protocol::{AuthorizedKey, FirewallRule, Report, RuleId, Spec};
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
@@ -120,8 +120,11 @@ fn parameters(operation: &Operation, generator: &mut SchemaGenerator) -> Vec<Val
 }
 
 fn answers(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
-    let (kind, schema) = form(operation.answer, generator);
-    let mut done = json!({"description": "Done", "content": {kind: {"schema": schema}}});
+    let mut done = json!({"description": "Done"});
+    if operation.answer != Shape::Nothing {
+        let (kind, schema) = form(operation.answer, generator);
+        done["content"] = json!({kind: {"schema": schema}});
+    }
     if matches!(operation.answer, Shape::Spec | Shape::Changed) {
         done["headers"] = json!({"ETag": {
             "description": "The generation, for If-Match",
@@ -135,7 +138,11 @@ fn answers(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
         unready["description"] = json!("Not ready");
         answers.insert(status.as_str().to_owned(), unready);
     }
-    answers.insert("200".to_owned(), done);
+    let status = match operation.answer {
+        Shape::Nothing => StatusCode::NO_CONTENT,
+        _ => StatusCode::OK,
+    };
+    answers.insert(status.as_str().to_owned(), done);
     let mut problems = operation.problems.to_vec();
     problems.push(StatusCode::TOO_MANY_REQUESTS);
     if operation.caller == Who::ControlPlane {
@@ -172,10 +179,11 @@ fn answers(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
 /// The media type and the schema.
 fn form(shape: Shape, generator: &mut SchemaGenerator) -> (&'static str, Value) {
     let schema = match shape {
-        Shape::Text => return ("text/plain", json!({"type": "string"})),
+        Shape::Text | Shape::Nothing => return ("text/plain", json!({"type": "string"})),
         Shape::Metrics => return ("application/openmetrics-text", json!({"type": "string"})),
         Shape::Report => reference::<Report>(generator),
         Shape::Identity => reference::<Identity>(generator),
+        Shape::FirstContact => reference::<FirstContact>(generator),
         Shape::Spec => reference::<Spec>(generator),
         Shape::Rule => reference::<FirewallRule>(generator),
         Shape::Peer => reference::<PeerBody>(generator),

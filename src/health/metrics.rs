@@ -123,7 +123,7 @@ pub(super) async fn metrics(
     State(shared): State<Shared>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Answer::Metrics { mut text } = ask(&shared, &caller, Ask::Metrics).await? else {
+    let Answer::Metrics { mut text } = ask(&shared, &caller.0, Ask::Metrics).await? else {
         return Err(unexpected());
     };
     encode(&mut text, &shared.counts.registry()).map_err(|_| unexpected())?;

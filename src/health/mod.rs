@@ -9,6 +9,8 @@ mod changes;
 mod connection;
 #[cfg(test)]
 mod document;
+pub mod enrol;
+mod first_contact;
 mod limits;
 pub mod metrics;
 mod problem;

@@ -11,10 +11,10 @@ use axum::response::IntoResponse as _;
 use axum::routing::{MethodRouter, delete, get, post, put};
 use portcullis_protocol::spec::MAX_SPEC_BYTES;
 
-use super::changes;
 use super::metrics;
 use super::problem::Problem;
 use super::server::{self, Shared};
+use super::{changes, first_contact};
 
 /// The description; a test of `document` keeps it current.
 const DESCRIPTION: &str = include_str!("../../docs/schema/openapi.json");
@@ -103,6 +103,10 @@ pub enum Shape {
     OpenApi,
     /// OpenMetrics.
     Metrics,
+    /// The proof that somebody who knows the token pinned the keys.
+    FirstContact,
+    /// Nothing, with status 204.
+    Nothing,
 }
 
 const TRIAL: [Parameter; 2] = [
@@ -151,6 +155,7 @@ const CHANGE_OF: &[StatusCode] = &[
 
 const RULE: &str = r#"{"id":"web","protocol":"tcp","from_port":8080,"ip_ranges":["203.0.113.0/24"]}"#;
 const PEER: &str = r#"{"addresses":["10.0.0.3","fd00::3"]}"#;
+const CONTACT: &str = r#"{"instance":"i-0a1","tls_spki_sha256":"00","challenge":"00","time":"2026-11-24T00:00:00Z","mac":"00"}"#;
 const KEY: &str = r#"{"user":"ubuntu","key":"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFkKc52EQpKAMBtUiDp/N8hykSeuzBRx5gN48WTPDhWS alice"}"#;
 const SPEC: &str = r#"{"version":1,"generation":2,"instance":{"id":"i-0a1"},"firewall":{"ingress":[{"id":"ssh","protocol":"tcp","from_port":22}]}}"#;
 
@@ -211,6 +216,22 @@ pub static OPERATIONS: &[Operation] = &[
         answer: Shape::Identity,
         problems: &[StatusCode::BAD_REQUEST, StatusCode::NOT_FOUND],
         handler: || get(server::identity),
+        ..READ
+    },
+    Operation {
+        id: "end_first_contact",
+        method: "POST",
+        path: "/v1/identity/done",
+        summary: "Forget the enrolment token: the keys are pinned, as the body proves",
+        body: Some((Shape::FirstContact, CONTACT)),
+        answer: Shape::Nothing,
+        problems: &[
+            StatusCode::FORBIDDEN,
+            StatusCode::NOT_FOUND,
+            StatusCode::INTERNAL_SERVER_ERROR,
+            StatusCode::SERVICE_UNAVAILABLE,
+        ],
+        handler: || post(first_contact::done).layer(DefaultBodyLimit::max(first_contact::MAX_BODY)),
         ..READ
     },
     Operation {

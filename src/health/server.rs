@@ -6,25 +6,21 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use portcullis_protocol::Report;
 use portcullis_protocol::control::{Answer, Request as Ask};
-use portcullis_protocol::{Report, Secret};
+use portcullis_protocol::identity::is_nonce;
 use rustls::ServerConfig;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_rustls::TlsConnector;
 
-use super::changes::{self, Answered, ControlPlane};
+use super::changes::{Answered, ControlPlane, ask, unexpected};
 use super::connection::{self, Endpoint};
 use super::limits::Limits;
 use super::metrics::Counts;
@@ -32,37 +28,20 @@ use super::problem::Problem;
 use super::routes;
 use crate::agent::control::{Call, Remote};
 use crate::config::LimitSettings;
-use crate::identity::TlsIdentity;
-use crate::policy::observation::{Observed, Tls};
-
-/// Time for the agent to connect to its own endpoint.
-const OBSERVE_TIME: Duration = Duration::from_secs(10);
 
 /// What the endpoint tells; the agent replaces it as a whole.
 #[derive(Clone)]
 pub struct Published {
     /// The last report; none before the first reconcile.
     pub report: Option<Arc<Report>>,
-    /// The token that identity documents are bound by.
-    pub token: Option<Secret>,
     /// How connections are secured.
     pub tls: Arc<ServerConfig>,
-}
-
-/// Who calls, as far as TLS proved it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Caller {
-    /// Anybody that the gate lets through.
-    Anybody,
-    /// The holder of a certificate of the control plane's authority.
-    ControlPlane(Remote),
 }
 
 /// What handlers share.
 #[derive(Clone)]
 pub(super) struct Shared {
     published: watch::Receiver<Published>,
-    identity: Arc<TlsIdentity>,
     /// Where the agent is asked.
     pub(super) agent: mpsc::Sender<Call>,
     /// What the endpoint counts.
@@ -92,14 +71,12 @@ pub async fn serve(
     listener: TcpListener,
     limits: LimitSettings,
     published: watch::Receiver<Published>,
-    identity: Arc<TlsIdentity>,
     agent: mpsc::Sender<Call>,
     counts: Counts,
 ) {
     let limits = Arc::new(Limits::new(limits));
     let router = routes::router(Shared {
         published: published.clone(),
-        identity,
         agent: agent.clone(),
         counts: counts.clone(),
         limits: limits.clone(),
@@ -148,9 +125,9 @@ pub(super) async fn readyz(
 
 /// The report comes from the agent, which judges whether the caller may have it.
 pub(super) async fn health(caller: ControlPlane, State(shared): State<Shared>) -> Answered {
-    match changes::ask(&shared, &caller, Ask::Status).await? {
+    match ask(&shared, &caller.0, Ask::Status).await? {
         Answer::Report { report } => Ok(Json(report).into_response()),
-        _ => Err(changes::unexpected()),
+        _ => Err(unexpected()),
     }
 }
 
@@ -161,129 +138,16 @@ pub(super) struct IdentityQuery {
 
 pub(super) async fn identity(
     State(shared): State<Shared>,
+    Extension(caller): Extension<Remote>,
     query: Result<Query<IdentityQuery>, QueryRejection>,
-) -> Response {
+) -> Answered {
     let nonce = query.map(|Query(query)| query.nonce).unwrap_or_default();
-    if !(16..=128).contains(&nonce.len()) || !nonce.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Problem::new(
-            StatusCode::BAD_REQUEST,
-            "?nonce= takes 16 to 128 hex digits of your choice",
-        )
-        .into_response();
+    if !is_nonce(&nonce) {
+        let detail = "?nonce= takes 16 to 128 hex digits of your choice";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
     }
-    let published = shared.published.borrow().clone();
-    match (&published.report, &published.token) {
-        (Some(report), Some(token)) => Json(shared.identity.document(
-            &report.instance.id,
-            &report.host_keys,
-            &nonce,
-            token,
-        ))
-        .into_response(),
-        _ => Problem::new(StatusCode::NOT_FOUND, "no enrolment token is known").into_response(),
-    }
-}
-
-/// Connects to our own endpoint and says what was negotiated; only our own certificate is accepted.
-///
-/// # Errors
-/// A reason for the operator.
-pub async fn observe(listen: SocketAddr, identity: &TlsIdentity) -> Observed<Tls> {
-    let address = match listen {
-        SocketAddr::V6(v6) if v6.ip().is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, v6.port())),
-        SocketAddr::V4(v4) if v4.ip().is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, v4.port())),
-        other => other,
-    };
-    let verifier = Arc::new(OnlyThis {
-        certificate: identity.certificate().clone(),
-    });
-    let config = rustls::ClientConfig::builder()
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    let connect = async {
-        let stream = TcpStream::connect(address).await?;
-        let name = ServerName::try_from("portcullis").map_err(std::io::Error::other)?;
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
-    };
-    let stream = match tokio::time::timeout(OBSERVE_TIME, connect).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(format!("{address}: {error}")),
-        Err(_) => {
-            return Err(format!(
-                "{address}: no answer within {} s",
-                OBSERVE_TIME.as_secs()
-            ));
-        }
-    };
-    let session = stream.get_ref().1;
-    let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
-    Ok(Tls {
-        version: text(
-            session
-                .protocol_version()
-                .and_then(|v| v.as_str().map(str::to_owned)),
-        ),
-        cipher_suite: text(
-            session
-                .negotiated_cipher_suite()
-                .and_then(|s| s.suite().as_str().map(str::to_owned)),
-        ),
-        key_exchange: text(
-            session
-                .negotiated_key_exchange_group()
-                .map(|g| format!("{:?}", g.name())),
-        ),
-    })
-}
-
-fn algorithms() -> WebPkiSupportedAlgorithms {
-    rustls::crypto::ring::default_provider().signature_verification_algorithms
-}
-
-/// Accepts one certificate, by its bytes.
-#[derive(Debug)]
-struct OnlyThis {
-    certificate: CertificateDer<'static>,
-}
-
-impl ServerCertVerifier for OnlyThis {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if *end_entity == self.certificate {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(rustls::Error::General(
-                "somebody else answers on our port".to_owned(),
-            ))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        algorithms().supported_schemes()
+    match ask(&shared, &caller, Ask::Identity { nonce }).await? {
+        Answer::Identity { identity } => Ok(Json(identity).into_response()),
+        _ => Err(unexpected()),
     }
 }

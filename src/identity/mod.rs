@@ -4,11 +4,14 @@
 //! May not live here: HTTP, sockets.
 
 pub mod caller;
+pub mod certificate;
+mod client;
 pub mod expiry;
+pub mod time;
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,15 +21,21 @@ use portcullis_protocol::{Secret, Spec};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::RootCertStore;
 use rustls::ServerConfig;
+use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::version::{TLS12, TLS13};
+use tracing::warn;
 
+use crate::log::id;
 use crate::system::files;
+use certificate::{Certified, Expected, Kept};
+use time::ProvenClock;
 
 const KEY_FILE: &str = "tls.key";
 const CERTIFICATE_FILE: &str = "tls.crt";
+const CERTIFIED_FILE: &str = "enrolled.json";
 /// A P-256 key and its certificate take under 1 kB each.
 const MAX_FILE: usize = 64 << 10;
 
@@ -42,6 +51,9 @@ pub struct TlsIdentity {
     certificate: CertificateDer<'static>,
     /// SHA-256 of the SubjectPublicKeyInfo, lower-case hex: what callers pin.
     pub spki_sha256: String,
+    clock: Arc<ProvenClock>,
+    /// What the instances' authority gave for it.
+    certified: RwLock<Option<Certified>>,
 }
 
 impl TlsIdentity {
@@ -59,7 +71,9 @@ impl TlsIdentity {
         let pem = files::read(&certificate_file, MAX_FILE).map_err(|e| named(&certificate_file, &e))?;
         pem.map(|pem| CertificateDer::from_pem_slice(&pem).map_err(|e| named(&certificate_file, &e)))
             .transpose()
-            .map(|certificate| certificate.map(|certificate| Self::new(&pair, certificate)))
+            .map(|certificate| {
+                certificate.map(|certificate| Self::new(&pair, certificate).load_certified(state))
+            })
     }
 
     /// Loads the identity from the state folder, or makes one there: its key never leaves the
@@ -106,7 +120,79 @@ impl TlsIdentity {
             key: PrivatePkcs8KeyDer::from(pair.serialize_der()).into(),
             certificate,
             spki_sha256: to_hex(spki.as_ref()),
+            clock: Arc::default(),
+            certified: RwLock::default(),
         }
+    }
+
+    /// The certificate of the instances' authority, if this instance has one.
+    pub fn certified(&self, instance: &str) -> Option<Certified> {
+        let certified = self.certified.read().unwrap_or_else(PoisonError::into_inner);
+        certified
+            .clone()
+            .filter(|certified| certified.instance == instance)
+    }
+
+    /// Keeps a certificate, durably, and uses it from now on.
+    ///
+    /// # Errors
+    /// When it can't be written; then the old one is used.
+    pub fn certify(&self, state: &Path, certified: Certified) -> io::Result<()> {
+        let kept = Kept {
+            instance: certified.instance.clone(),
+            chain: certified.pem.clone(),
+        };
+        let file = state.join(CERTIFIED_FILE);
+        // Two texts always make JSON.
+        let bytes = serde_json::to_vec(&kept).unwrap_or_default();
+        files::replace(&file, &bytes, 0o600).map_err(|e| named(&file, &e))?;
+        *self.certified.write().unwrap_or_else(PoisonError::into_inner) = Some(certified);
+        Ok(())
+    }
+
+    /// A signing request by the key, PEM: the key stays here.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn signing_request(&self) -> Result<String, rcgen::Error> {
+        let pair = KeyPair::try_from(self.key.secret_der())?;
+        let request = CertificateParams::default().serialize_request(&pair)?;
+        request.pem()
+    }
+
+    /// What an earlier process was given. One that can't be read is asked for again, some day: a new token.
+    fn load_certified(self, state: &Path) -> Self {
+        let file = state.join(CERTIFIED_FILE);
+        let read = || -> Result<Option<Certified>, String> {
+            let Some(bytes) = files::read(&file, MAX_FILE).map_err(|e| e.to_string())? else {
+                return Ok(None);
+            };
+            let kept: Kept = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+            let any = Expected::default();
+            Certified::new(&kept.chain, &kept.instance, &self.spki_sha256, any).map(Some)
+        };
+        match read() {
+            Ok(certified) => {
+                if let Some(certified) = &certified {
+                    self.clock.not_before(certified.issued());
+                }
+                *self.certified.write().unwrap_or_else(PoisonError::into_inner) = certified;
+            }
+            Err(reason) => {
+                let file = file.display();
+                warn!(
+                    MESSAGE_ID = id::DEGRADED,
+                    REASON = reason,
+                    "{file}: {reason}: it is not used"
+                );
+            }
+        }
+        self
+    }
+
+    /// The time by which certificates are judged.
+    pub fn clock(&self) -> &ProvenClock {
+        &self.clock
     }
 
     /// The TLS server: 1.3 preferred, 1.2 the floor (BREV-DATA-2). With an authority in the spec,
@@ -115,7 +201,10 @@ impl TlsIdentity {
     /// # Errors
     /// When the spec's `client_ca` is no usable certificate.
     pub fn server_config(&self, spec: Option<&Spec>) -> Result<Arc<ServerConfig>, String> {
-        let builder = ServerConfig::builder_with_protocol_versions(&[&TLS13, &TLS12]);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_details(provider, self.clock.clone())
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .map_err(|e| e.to_string())?;
         let authority = spec.and_then(Spec::client_ca);
         let builder = match authority {
             Some(pem) => builder.with_client_cert_verifier(
@@ -126,16 +215,20 @@ impl TlsIdentity {
             ),
             None => builder.with_no_client_auth(),
         };
+        let certified = spec.and_then(|spec| self.certified(spec.instance.id.as_str()));
+        let chain = certified.map_or_else(|| vec![self.certificate.clone()], |certified| certified.chain);
         let mut config = builder
-            .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())
+            .with_single_cert(chain, self.key.clone_key())
             .map_err(|e| format!("the TLS key of the state folder can't be used: {e}"))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
 
-    /// The certificate, for a connection to ourselves.
-    pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
+    /// Our certificates, for a connection to ourselves.
+    pub fn certificates(&self) -> Vec<CertificateDer<'static>> {
+        let certified = self.certified.read().unwrap_or_else(PoisonError::into_inner);
+        let certified = certified.iter().flat_map(|certified| certified.chain.first());
+        certified.chain([&self.certificate]).cloned().collect()
     }
 
     /// The certificate and its key as PEM, for a connection in which the instance is the client.
@@ -156,11 +249,17 @@ impl TlsIdentity {
             host_keys: host_keys.to_vec(),
             nonce: nonce.to_owned(),
             mac: String::new(),
+            challenge: None,
         };
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, token.expose().as_bytes());
         identity.mac = to_hex(ring::hmac::sign(&key, &identity.message()).as_ref());
         identity
     }
+}
+
+/// The algorithms by which signatures are checked.
+fn algorithms() -> WebPkiSupportedAlgorithms {
+    rustls::crypto::ring::default_provider().signature_verification_algorithms
 }
 
 fn named(file: &Path, error: &dyn std::fmt::Display) -> io::Error {

@@ -40,7 +40,10 @@ pub fn need(request: &Request, accepted: Option<&Spec>) -> Need {
         Request::AddKey { .. } | Request::RevokeKey { .. } => one(Permission::KeysWrite),
         Request::AddPeer { .. } | Request::RevokePeer { .. } => one(Permission::PeersWrite),
         Request::IfGeneration { change, .. } => need(change, accepted),
-        Request::HandshakeRefused { .. } => Need::Nothing,
+        Request::HandshakeRefused { .. }
+        | Request::Identity { .. }
+        | Request::FirstContact { .. }
+        | Request::Enrolled { .. } => Need::Nothing,
         Request::Denied { .. }
         | Request::Watch
         | Request::TrustHostKeys

@@ -11,6 +11,7 @@ pub mod callers;
 pub mod clock;
 pub mod command;
 pub mod descriptors;
+pub mod endpoint;
 pub mod files;
 pub mod host;
 pub mod injected;

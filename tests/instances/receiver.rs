@@ -36,8 +36,8 @@ pub const PATIENTLY: Duration = Duration::from_secs(120);
 pub struct Authority {
     pub pem: String,
     issuer: Issuer<'static, KeyPair>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
 }
 
 impl Authority {

@@ -9,6 +9,8 @@ use jiff::Timestamp;
 
 use crate::access::{AccessList, Role};
 use crate::denied::DeniedSample;
+use crate::enrolment::EnrolmentAnswer;
+use crate::identity::{FirstContact, Identity};
 use crate::report::HostKey;
 use crate::situation::Situation;
 use crate::{AuthorizedKey, FirewallRule, Peer, Report, Spec};
@@ -127,6 +129,24 @@ pub enum Request {
     },
     /// What the agent has counted and measured.
     Metrics,
+    /// Which keys this instance has, bound to the enrolment token. All that a caller without a certificate
+    /// may ask over HTTPS.
+    Identity {
+        /// The caller's nonce ([`crate::identity::is_nonce`]).
+        nonce: String,
+    },
+    /// Somebody who knows the enrolment token has pinned this instance's keys. Anybody may say so; it counts
+    /// only with the proof.
+    FirstContact {
+        /// The proof.
+        contact: FirstContact,
+    },
+    /// What the control plane answered to the request for a certificate. Whoever passes it on need not be
+    /// believed: it proves itself.
+    Enrolled {
+        /// Its answer.
+        answer: EnrolmentAnswer,
+    },
 }
 
 impl Request {
@@ -153,6 +173,9 @@ impl Request {
             Self::RestoreAccess { .. } => "restore-access",
             Self::HandshakeRefused { .. } => "handshake-refused",
             Self::Metrics => "metrics",
+            Self::Identity { .. } => "identity",
+            Self::FirstContact { .. } => "first-contact",
+            Self::Enrolled { .. } => "enrolled",
         }
     }
 }
@@ -231,6 +254,13 @@ pub enum Answer {
         /// them on may add some of its own.
         text: String,
     },
+    /// Which keys this instance has.
+    Identity {
+        /// The document.
+        identity: Identity,
+    },
+    /// It is done, and there is nothing to say about it.
+    Done,
     /// It was not done, and nothing changed.
     Refused {
         /// Which kind of refusal, for exit codes.

@@ -2,6 +2,7 @@
 //!
 //! May not live here: the HMAC itself (both ends bring their own TLS provider's).
 
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,47 @@ pub struct Identity {
     pub nonce: String,
     /// HMAC-SHA256 by the enrolment token over [`Identity::message`], lower-case hex (RFC 2104).
     pub mac: String,
+    /// What [`FirstContact`] answers, soon: the instance's own nonce. It is not authenticated: one that was
+    /// swapped only makes the answer void.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenge: Option<String>,
+}
+
+/// `POST /v1/identity/done`: whoever knows the enrolment token has pinned this key, for good, and says what
+/// time it is. The token is not used again after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FirstContact {
+    /// The instance that was meant.
+    pub instance: String,
+    /// The key that was pinned, as in [`Identity`].
+    pub tls_spki_sha256: String,
+    /// [`Identity::challenge`].
+    pub challenge: String,
+    /// The caller's time.
+    pub time: Timestamp,
+    /// HMAC-SHA256 by the enrolment token over [`FirstContact::message`], lower-case hex.
+    pub mac: String,
+}
+
+impl FirstContact {
+    /// What is authenticated.
+    pub fn message(&self) -> Vec<u8> {
+        let time = self.time.as_second().to_string();
+        let fields = [&self.instance, &self.tls_spki_sha256, &self.challenge, &time];
+        framed("portcullis first contact v1", fields.map(String::as_str))
+    }
+}
+
+/// Each field with its length before it, after what the message is for: no two of them are the same bytes.
+pub(crate) fn framed<'a>(purpose: &str, fields: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
+    let mut message = purpose.as_bytes().to_vec();
+    message.push(0);
+    for field in fields {
+        message.extend_from_slice(&(field.len() as u64).to_be_bytes());
+        message.extend_from_slice(field.as_bytes());
+    }
+    message
 }
 
 impl Identity {
@@ -27,20 +69,16 @@ impl Identity {
     /// the same message. Of a host key that is type and fingerprint: the whole key has to hash to it
     /// ([`HostKey::verified_key`]).
     pub fn message(&self) -> Vec<u8> {
-        let mut message = b"portcullis identity v1\0".to_vec();
-        let mut field = |text: &str| {
-            message.extend_from_slice(&(text.len() as u64).to_be_bytes());
-            message.extend_from_slice(text.as_bytes());
-        };
-        field(&self.instance);
-        field(&self.tls_spki_sha256);
-        field(&self.nonce);
-        for key in &self.host_keys {
-            field(&key.algorithm);
-            field(&key.fingerprint);
-        }
-        message
+        let keys = self.host_keys.iter();
+        let keys = keys.flat_map(|key| [key.algorithm.as_str(), key.fingerprint.as_str()]);
+        let fields = [&self.instance, &self.tls_spki_sha256, &self.nonce].map(String::as_str);
+        framed("portcullis identity v1", fields.into_iter().chain(keys))
     }
+}
+
+/// Whether a text is a caller's nonce: 16 to 128 hex digits.
+pub fn is_nonce(text: &str) -> bool {
+    (16..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// Lower-case hex, as fingerprints and MACs are written.
@@ -70,6 +108,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_nonce_is_hex_of_some_length() {
+        let (shortest, longest) = ("a".repeat(16), "F".repeat(128));
+        assert!(is_nonce(&shortest) && is_nonce(&longest));
+        for bad in [
+            "",
+            &shortest[1..],
+            &format!("{longest}0"),
+            "g123456789abcdef",
+            "0123456789abcd\r\n",
+        ] {
+            assert!(!is_nonce(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn moving_a_character_between_fields_changes_the_message() {
         let identity = |instance: &str, spki: &str| Identity {
             instance: instance.into(),
@@ -77,6 +130,7 @@ mod tests {
             host_keys: vec![],
             nonce: "n".into(),
             mac: String::new(),
+            challenge: None,
         };
         assert_ne!(identity("ab", "c").message(), identity("a", "bc").message());
     }
@@ -93,6 +147,7 @@ mod tests {
             host_keys: vec![key],
             nonce: "n".into(),
             mac: String::new(),
+            challenge: None,
         };
         let old = HostKey {
             key: None,

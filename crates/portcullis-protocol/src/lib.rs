@@ -9,6 +9,7 @@
 pub mod access;
 pub mod control;
 pub mod denied;
+pub mod enrolment;
 pub mod host_key;
 pub mod identity;
 pub mod key;

@@ -218,7 +218,12 @@ pub struct ControlPlane {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "uri"))]
     pub report_url: Option<HttpsUrl>,
-    /// Binds the instance's TLS and host keys on first contact.
+    /// Where the instance asks for a certificate for its TLS key, with the enrolment token; none: its keys are
+    /// pinned instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "uri"))]
+    pub enrol_url: Option<HttpsUrl>,
+    /// Binds the instance's TLS and host keys on first contact, or its request for a certificate. Used once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enrolment_token: Option<Secret>,
 }
@@ -347,6 +352,15 @@ impl Spec {
         spec
     }
 
+    /// It without the enrolment token.
+    pub fn without_token(&self) -> Self {
+        let mut spec = self.clone();
+        if let Some(control) = &mut spec.control_plane {
+            control.enrolment_token = None;
+        }
+        spec
+    }
+
     /// Takes over the secrets of `other` that this one leaves out, if this one has a control plane.
     pub fn keep_secrets_of(&mut self, other: &Self) {
         if let (Some(own), Some(other)) = (&mut self.control_plane, &other.control_plane) {
@@ -373,6 +387,11 @@ impl Spec {
     /// Where health reports are pushed to.
     pub fn report_url(&self) -> Option<&HttpsUrl> {
         self.control_plane.as_ref()?.report_url.as_ref()
+    }
+
+    /// Where the instance asks for a certificate.
+    pub fn enrol_url(&self) -> Option<&HttpsUrl> {
+        self.control_plane.as_ref()?.enrol_url.as_ref()
     }
 
     /// Addresses of all peers.

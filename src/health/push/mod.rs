@@ -4,7 +4,7 @@
 //! It knows no file: what is delivered, and by which credentials, is offered by the agent (`offer`).
 //! May not live here: what a report says, keeping reports.
 
-mod client;
+pub(super) mod client;
 pub mod offer;
 pub mod patience;
 mod platform;

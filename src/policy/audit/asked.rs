@@ -39,7 +39,8 @@ impl Asked {
             | Request::Spec
             | Request::Denied { .. }
             | Request::Access
-            | Request::Metrics => {
+            | Request::Metrics
+            | Request::Identity { .. } => {
                 self.reads = true;
             }
             Request::Apply {
@@ -94,6 +95,7 @@ impl Asked {
             Request::RevokeAccess { role } | Request::RestoreAccess { role } => {
                 self.with("role", role.map_or("all", Role::as_str));
             }
+            Request::FirstContact { .. } | Request::Enrolled { .. } => {}
             Request::HandshakeRefused { reason } => self.with("reason", format!("{reason:?}")),
             Request::TrustHostKeys => {}
         }
@@ -127,7 +129,7 @@ pub struct Became {
 impl Became {
     /// What became of a call by its answer; `None` where the log has nothing to say: something was read.
     pub fn of(asked: &Asked, answer: &Answer) -> Option<Self> {
-        let plain = |changed: &bool, confirm_until: Option<Timestamp>| Self {
+        let plain = |changed: bool, confirm_until: Option<Timestamp>| Self {
             result: match changed {
                 true => Outcome::Changed,
                 false => Outcome::Unchanged,
@@ -141,13 +143,16 @@ impl Became {
             | Answer::Spec { .. }
             | Answer::Denied { .. }
             | Answer::Metrics { .. } => None,
-            Answer::Access { changed, .. } => (!asked.reads).then(|| plain(changed, None)),
+            Answer::Access { changed, .. } => (!asked.reads).then(|| plain(*changed, None)),
             Answer::Applied {
                 changed,
                 confirm_until,
                 ..
-            } => Some(plain(changed, *confirm_until)),
-            Answer::HostKeys { changed, .. } => Some(plain(changed, None)),
+            } => Some(plain(*changed, *confirm_until)),
+            Answer::Identity { .. } => None,
+            // A token was used, or a certificate came.
+            Answer::Done => Some(plain(true, None)),
+            Answer::HostKeys { changed, .. } => Some(plain(*changed, None)),
             Answer::Refused { kind, .. } if asked.reads && *kind != Refusal::NotPermitted => None,
             Answer::Refused { kind, message } => Some(Self {
                 result: Outcome::Refused,

@@ -184,6 +184,7 @@ fn others(before: Option<&Spec>, after: Option<&Spec>) -> Vec<String> {
         client_ca,
         external_id,
         report_url,
+        enrol_url,
         enrolment_token,
     } = control(before);
     let now = control(after);
@@ -191,6 +192,7 @@ fn others(before: Option<&Spec>, after: Option<&Spec>) -> Vec<String> {
     differs("control_plane.client_ca", client_ca != now.client_ca);
     differs("control_plane.external_id", external_id != now.external_id);
     differs("control_plane.report_url", report_url != now.report_url);
+    differs("control_plane.enrol_url", enrol_url != now.enrol_url);
     differs(
         "control_plane.enrolment_token",
         enrolment_token != now.enrolment_token,

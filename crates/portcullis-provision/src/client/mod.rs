@@ -1,9 +1,10 @@
-//! The HTTPS client to an instance's agent: it trusts pinned keys, not names or authorities.
+//! The HTTPS client to an instance's agent: it trusts pinned keys, or the instances' authority.
 //!
 //! May not live here: when to ask and what to make of the answers (`wait`, the commands).
 
 mod changes;
 mod dial;
+mod first_contact;
 mod pin;
 #[cfg(test)]
 mod tests;
@@ -17,18 +18,16 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use portcullis_protocol::identity::{Identity, from_hex, to_hex};
+use portcullis_protocol::Report;
 use portcullis_protocol::report::HostKey;
-use portcullis_protocol::{Report, Secret};
-use ring::hmac;
-use ring::rand::SecureRandom as _;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde::{Deserialize, Serialize};
 
 pub use changes::{Changed, Terms};
 pub use dial::{Dial, NamespaceDialer, PlainDialer};
-use pin::PinVerifier;
+pub use first_contact::Contact;
+use pin::{Authority, PinVerifier};
 
 use crate::ca::ClientCertificate;
 
@@ -118,6 +117,7 @@ pub struct AgentClient {
     address: SocketAddr,
     dialer: Arc<dyn Dial>,
     pin: Option<String>,
+    authority: Option<Authority>,
     certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 }
 
@@ -182,56 +182,19 @@ impl AgentClient {
             address,
             dialer: Arc::new(dialer),
             pin,
+            authority: None,
             certificate,
         })
     }
 
-    /// First contact: asks for the identity document and proves it with the enrolment token. The
-    /// result is to be pinned.
-    ///
-    /// # Errors
-    /// When the agent does not answer, or anything in the document does not fit: the token, the
-    /// nonce, the instance, or the key that this very connection showed.
-    pub async fn enrol(&self, token: &Secret, instance: &str) -> Result<PinnedIdentity, ClientError> {
-        let mut nonce = [0; 32];
-        ring::rand::SystemRandom::new()
-            .fill(&mut nonce)
-            .map_err(|_| ClientError::Certificate("the system gives no random numbers".into()))?;
-        let nonce = to_hex(&nonce);
-        let path = format!("/v1/identity?nonce={nonce}");
-        let answer = self.get(&path, None).await?;
-        let identity: Identity = parse(&path, &success(&path, &answer)?.body)?;
-        let refuse = |reason: &str| ClientError::NotProven {
-            address: self.address,
-            reason: reason.into(),
-        };
-        let key = hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes());
-        let mac = from_hex(&identity.mac).ok_or_else(|| refuse("its MAC is not hex"))?;
-        // ring compares in constant time.
-        hmac::verify(&key, &identity.message(), &mac)
-            .map_err(|_| refuse("its MAC was not made with this instance's enrolment token"))?;
-        if identity.nonce != nonce {
-            return Err(refuse("it answers another question (a replay)"));
-        }
-        if identity.instance != instance {
-            return Err(refuse(&format!(
-                "it is for instance {:?}, not {instance:?}",
-                identity.instance
-            )));
-        }
-        if identity.tls_spki_sha256 != answer.spki {
-            return Err(refuse(
-                "it names another TLS key than the one that this connection shows",
-            ));
-        }
-        for key in identity.host_keys.iter().filter(|key| key.key.is_some()) {
-            // The MAC is over fingerprints.
-            key.verified_key().map_err(|reason| refuse(&reason))?;
-        }
-        Ok(PinnedIdentity {
-            tls_spki_sha256: answer.spki,
-            host_keys: identity.host_keys,
-        })
+    /// Accepts an enrolled instance by its certificate: the instances' authority (PEM) gave it, for this
+    /// instance's id, and it holds by our clock. A pin has to fit as well, if there is one.
+    pub fn with_authority(mut self, pem: &str, instance: &str) -> Self {
+        self.authority = Some(Authority {
+            pem: pem.to_owned(),
+            instance: instance.to_owned(),
+        });
+        self
     }
 
     /// Whether the agent lives (`/livez`).
@@ -269,7 +232,7 @@ impl AgentClient {
     }
 
     fn required_pin(&self) -> Result<Option<String>, ClientError> {
-        if self.pin.is_some() {
+        if self.pin.is_some() || self.authority.is_some() {
             return Ok(self.pin.clone());
         }
         let reason = "no key is pinned for it yet".into();
@@ -284,7 +247,7 @@ impl AgentClient {
     }
 
     async fn ask(&self, question: Question, pin: Option<String>) -> Result<Answer, ClientError> {
-        let verifier = Arc::new(PinVerifier::new(pin.clone()));
+        let verifier = Arc::new(PinVerifier::new(pin.clone(), self.authority.clone()));
         let time = question.time;
         let exchange = tokio::time::timeout(time, self.exchange(question, Arc::clone(&verifier)));
         let result = exchange.await.unwrap_or_else(|_| {
@@ -391,7 +354,7 @@ struct Problem {
 }
 
 fn success<'a>(path: &str, answer: &'a Answer) -> Result<&'a Answer, ClientError> {
-    if answer.status == 200 {
+    if matches!(answer.status, 200 | 204) {
         return Ok(answer);
     }
     let problem: Option<Problem> = serde_json::from_str(&answer.body).ok();

@@ -1,5 +1,6 @@
 //! Trust in one key: the certificate's key is compared with the pinned one, and the handshake has
-//! to be signed by it. Names, dates and issuers don't matter.
+//! to be signed by it. Names, dates and issuers don't matter. Or trust in the instances' authority: it
+//! certified the key for that instance, and the certificate holds. Or both.
 //!
 //! May not live here: how a key comes to be pinned.
 
@@ -13,19 +14,30 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// Accepts the pinned key only; without a pin any key, which is noted.
+use crate::instance_ca::verify;
+
+/// The instances' authority, and whose certificate of it is accepted.
+#[derive(Clone, Debug)]
+pub(super) struct Authority {
+    pub(super) pem: String,
+    pub(super) instance: String,
+}
+
+/// Accepts the pinned key, and what the authority certified; without either any key, which is noted.
 #[derive(Debug)]
 pub(super) struct PinVerifier {
     expected: Option<String>,
+    authority: Option<Authority>,
     seen: Mutex<Option<String>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl PinVerifier {
-    pub(super) fn new(expected: Option<String>) -> Self {
+    pub(super) fn new(expected: Option<String>, authority: Option<Authority>) -> Self {
         let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
         Self {
             expected,
+            authority,
             seen: Mutex::default(),
             algorithms,
         }
@@ -41,15 +53,25 @@ impl ServerCertVerifier for PinVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
+        intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
-        _now: UnixTime,
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let (_, certificate) = X509Certificate::from_der(end_entity)
             .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
         let spki = to_hex(&Sha256::digest(certificate.public_key().raw));
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(spki.clone());
+        if let Some(authority) = &self.authority {
+            verify(
+                &authority.pem,
+                &authority.instance,
+                end_entity,
+                intermediates,
+                now,
+            )
+            .map_err(Error::General)?;
+        }
         match &self.expected {
             Some(expected) if *expected != spki => Err(Error::InvalidCertificate(
                 CertificateError::ApplicationVerificationFailure,

@@ -9,6 +9,10 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use std::io::{Read as _, Write as _};
 
+use portcullis_protocol::Secret;
+use portcullis_protocol::identity::{Identity, to_hex};
+use ring::hmac;
+
 use super::*;
 use crate::ca::Ca;
 
@@ -89,6 +93,7 @@ fn identity(spki: &str, token: &str, nonce: &str) -> String {
         host_keys: vec![HostKey::from_line(HOST_KEY).unwrap()],
         nonce: nonce.into(),
         mac: String::new(),
+        challenge: None,
     };
     let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
     identity.mac = to_hex(hmac::sign(&key, &identity.message()).as_ref());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use portcullis_protocol::{Peer, Report, Secret, Spec, UserName};
+use portcullis_protocol::{Peer, Report, Spec, UserName};
 use serde::{Deserialize, Serialize};
 
 use super::exec::{Output, capture, failure, tail};
@@ -38,6 +38,9 @@ pub(crate) struct Record {
     pub(crate) spec: Spec,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) identity: Option<PinnedIdentity>,
+    /// Whether the instance knows that it is pinned, and has forgotten its enrolment token.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) introduced: bool,
 }
 
 impl Record {
@@ -362,21 +365,40 @@ impl Instance {
     /// # Errors
     /// When the agent does not answer, or its answer is not proven.
     pub fn pin(&mut self) -> Result<&PinnedIdentity> {
-        if self.record.identity.is_none() {
-            let client = self.client(None)?;
-            let none = || Error::Failed(format!("{} has no enrolment token in its spec", self.record.name));
-            let control_plane = self.record.spec.control_plane.as_ref();
-            let token: &Secret = control_plane
-                .and_then(|c| c.enrolment_token.as_ref())
-                .ok_or_else(none)?;
-            let identity = blocking(client.enrol(token, self.id())).map_err(|e| self.agent_error(e))?;
-            self.record.identity = Some(identity);
-            self.save()?;
+        if !self.record.introduced {
+            self.introduce()?;
         }
         self.record
             .identity
             .as_ref()
             .ok_or_else(|| Error::Failed("the identity was not kept".into()))
+    }
+
+    /// First contact. The pin is kept before the instance is told of it: it forgets its token then, and nothing
+    /// else would prove its keys. Once it is pinned, a failure to tell it is no failure to reach it; the next
+    /// call tries again.
+    fn introduce(&mut self) -> Result<()> {
+        let client = self.client(None)?;
+        let none = || Error::Failed(format!("{} has no enrolment token in its spec", self.record.name));
+        let token = self.record.spec.enrolment_token().ok_or_else(none)?.clone();
+        let contact = match blocking(client.first_contact(&token, self.id())) {
+            Ok(contact) => contact,
+            // It has forgotten it, or never knew it: another one may have told it, and the pin holds.
+            Err(ClientError::Status { status: 404, .. }) if self.record.identity.is_some() => {
+                self.record.introduced = true;
+                return self.save();
+            }
+            Err(error) => return Err(self.agent_error(error)),
+        };
+        if self.record.identity.is_none() {
+            self.record.identity = Some(contact.identity.clone());
+            self.save()?;
+        }
+        if blocking(client.finish(&token, &contact)).is_ok() {
+            self.record.introduced = true;
+            self.save()?;
+        }
+        Ok(())
     }
 
     /// The agent's health report, over mutual TLS. Pins its keys first, if they are not yet.

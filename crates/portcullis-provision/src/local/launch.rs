@@ -138,6 +138,7 @@ impl LocalProvider {
                     created: jiff::Timestamp::now(),
                     spec,
                     identity: None,
+                    introduced: false,
                 },
             };
             instance.save()?;
@@ -294,6 +295,7 @@ fn new_spec(request: &LaunchRequest, client_ca: &str, external_id: &Secret) -> R
             client_ca: Some(client_ca.to_owned()),
             external_id: Some(external_id.clone()),
             report_url: None,
+            enrol_url: None,
             enrolment_token: Some(Secret::new(random_hex(32)?)),
         }),
     };
