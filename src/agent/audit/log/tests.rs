@@ -63,8 +63,9 @@ fn actions(folder: &Path) -> Vec<String> {
 }
 
 fn last_reason(folder: &Path) -> String {
-    let events = lines(&files(folder)).filter_map(|line| line.record.event.reason);
-    events.last().unwrap()
+    let files = files(folder);
+    let reasons = lines(&files).filter_map(|line| line.record.event.reason);
+    reasons.last().unwrap()
 }
 
 #[test]
