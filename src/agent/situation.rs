@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use portcullis_protocol::situation::{LetIn, TrialState};
+use portcullis_protocol::situation::{Deliveries, LetIn, TrialState};
 use portcullis_protocol::{Report, Situation};
 use tokio::sync::watch;
 
@@ -48,8 +48,20 @@ impl Agent {
                 before: before.map(|spec| spec.generation.get()),
             }),
             let_in: self.spec.as_deref().map(LetIn::of),
-            deliveries: None,
+            deliveries: self.deliveries(),
             report,
+        })
+    }
+
+    /// How reports go out, as far as it is known.
+    fn deliveries(&self) -> Option<Deliveries> {
+        let state = self.outbox.state();
+        let state = state.borrow();
+        state.configured.then(|| Deliveries {
+            last_success: state.last_success,
+            last_error: state.last_error.clone(),
+            queued: state.queued,
+            oldest: state.oldest,
         })
     }
 

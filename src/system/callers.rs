@@ -3,7 +3,6 @@
 //! May not live here: what that means for its requests.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use nix::unistd::{SysconfVar, Uid, User, sysconf};
@@ -54,7 +53,6 @@ pub struct Description {
 /// Describes a process, which is there for as long as it waits for an answer.
 pub fn describe(pid: i32) -> Description {
     const NAMED: usize = 4;
-    let uid_of = |pid: i32| Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid());
     let login = fs::read_to_string(format!("/proc/{pid}/loginuid")).ok();
     // Unset is the highest number (audit_set_loginuid in the kernel's sources).
     let mut login_uid = login
@@ -69,14 +67,22 @@ pub fn describe(pid: i32) -> Description {
         if names.len() < NAMED {
             names.push(process.name);
         }
-        login_uid = login_uid.or_else(|| uid_of(number).filter(|uid| *uid != 0));
+        login_uid = login_uid.or_else(|| effective_user(number).filter(|uid| *uid != 0));
         at = Process::read(process.parent).map(|parent| (process.parent, parent));
     }
     Description {
-        uid: uid_of(pid),
+        uid: effective_user(pid),
         command: (!names.is_empty()).then(|| names.join(" < ")),
         login_uid,
     }
+}
+
+/// A process's effective user, from /proc/PID/status (proc_pid_status(5)), which escapes line ends in names. The
+/// owner of its folder there would be root for every process that may not be traced, as sshd's are.
+fn effective_user(pid: i32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    users.split_whitespace().nth(1)?.parse().ok()
 }
 
 struct Process {
