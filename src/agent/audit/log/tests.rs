@@ -64,13 +64,8 @@ fn actions(folder: &Path) -> Vec<String> {
 
 fn last_reason(folder: &Path) -> String {
     let files = files(folder);
-<<<<<<< HEAD
-    let events = lines(&files).filter_map(|line| line.record.event.reason);
-    events.last().unwrap()
-=======
     let reasons = lines(&files).filter_map(|line| line.record.event.reason);
     reasons.last().unwrap()
->>>>>>> h-audit
 }
 
 #[test]
