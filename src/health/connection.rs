@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::http::{HeaderValue, Request, header};
 use axum::response::{IntoResponse as _, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -187,15 +187,21 @@ async fn answer(
     address: SocketAddr,
 ) -> Result<Response, Infallible> {
     let trusted = !caller.chain.is_empty();
+    let close = HeaderValue::from_static("close");
     if let Err(wait) = limits.request(address.ip(), trusted, Instant::now()) {
         let mut response = Problem::too_many_requests(wait).into_response();
         if !trusted {
             // To go on asking costs a connection, and of those there are only so many a second.
-            let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
         return Ok(response);
     }
     request.extensions_mut().insert(caller.clone());
-    TowerToHyperService::new(router.clone()).call(request).await
+    let has_body = !request.body().is_end_stream();
+    let mut response = TowerToHyperService::new(router.clone()).call(request).await?;
+    // A body that was refused unread ends the connection. Who is not told would ask again over it, in vain.
+    if has_body && !response.status().is_success() {
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    Ok(response)
 }

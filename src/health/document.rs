@@ -112,7 +112,7 @@ fn parameters(operation: &Operation, generator: &mut SchemaGenerator) -> Vec<Val
             "in": "header",
             "description": "The generation that the caller knows, as ETag gave it, or *",
             "required": operation.if_match == IfMatch::Required,
-            "schema": {"type": "string", "pattern": format!("{ETAG}|^\\*$")},
+            "schema": {"type": "string", "minLength": 1, "pattern": r#"^("[0-9]{1,19}"|[*])$"#},
             "example": "*",
         }));
     }
