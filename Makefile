@@ -28,7 +28,7 @@ build: ## Build both programs for development
 
 .PHONY: test
 test: need-root setup lint deb $(TOOLS)/schemathesis-$(SCHEMATHESIS) ## Everything that CI runs; needs root (real namespaces, real instances)
-	cargo test --locked --workspace --no-fail-fast
+	tests/run
 
 .PHONY: lint
 lint: ## Formatting and lints
