@@ -114,7 +114,8 @@ fn only_a_short_certificate_of_now_for_this_instance_with_one_role_gets_in() {
         lifetime: DEFAULT_LIFETIME,
     });
     for (name, certificate, alert) in [
-        ("stranger", stolen.unwrap(), "unknown ca"),
+        // Of an authority by the same name: its signature is what does not fit.
+        ("stranger", stolen.unwrap(), "decrypt error"),
         ("expired", odd(&lab, now - HOUR, now - minutes, &right), "expired"),
         // TLS has no word of its own for it (RFC 8446 section 6).
         ("early", odd(&lab, now + HOUR, now + 2 * HOUR, &right), "alert"),

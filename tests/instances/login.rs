@@ -52,7 +52,7 @@ pub fn ssh_as(user: &str, lab: &Lab, machine: &Machine, from: &Outsider, identit
 /// Has sshd read its files, and waits until it did: systemd is done when sshd was told, and for a moment after
 /// that it listens nowhere.
 pub fn reload_sshd(machine: &Machine) {
-    machine.ok("sockets() { ss -Hltne 'sport = :ssh' | grep -o 'sk:[0-9a-f]*'; }
+    machine.ok("sockets() { ss -Hltne 'sport = :22' | grep -o 'sk:[0-9a-f]*'; }
         before=$(sockets); systemctl reload ssh
         until now=$(sockets) && [ \"$now\" != \"$before\" ]; do sleep 0.05; done");
 }
