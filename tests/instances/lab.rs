@@ -315,6 +315,13 @@ pub fn vantage(stranger: &Outsider) -> Vantage {
     }
 }
 
+/// A spec as a launched instance keeps it: its token was used.
+pub fn accepted(spec: &Spec) -> String {
+    let mut spec = spec.clone();
+    spec.control_plane.as_mut().unwrap().enrolment_token = None;
+    String::from_utf8(spec.to_json()).unwrap().trim_end().to_owned()
+}
+
 pub fn allow(text: &str) -> FirewallRule {
     parse_allow(text).unwrap()
 }

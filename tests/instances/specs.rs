@@ -7,7 +7,7 @@ use std::time::Instant;
 use portcullis_provision::reach::{Reached, Transport, listen_inside};
 use serde_json::Value;
 
-use crate::lab::{Lab, Machine, SOON, allow, eventually, vantage};
+use crate::lab::{Lab, Machine, SOON, accepted, allow, eventually, vantage};
 
 use Reached::{Filtered, Open};
 use Transport::Tcp;
@@ -149,7 +149,7 @@ fn apply_is_enforced_when_it_returns_and_refuses_what_is_older_or_malformed() {
     assert!(applied.success(), "{applied:?}");
     assert_eq!(machine.seen_from(&vantage(&stranger), Tcp, 8080), [Open; 2]);
     let on_disk = machine.ok("cat /var/lib/portcullis/spec.json");
-    assert_eq!(on_disk.as_bytes(), spec.to_json().trim_ascii_end());
+    assert_eq!(on_disk, accepted(&spec));
 
     let again = machine.apply(&spec);
     assert!(
