@@ -1,6 +1,7 @@
 //! What tests share: network namespaces that end with their test.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod anybody;
 pub mod daemon;
 pub mod knock;
 pub mod monitoring;

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use portcullis_provision::ca::ClientCertificate;
 use portcullis_provision::local::{AGENT_PORT, in_namespace};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
+use crate::common::anybody::Anybody;
 use crate::endpoint::{curl, files, with_certificate};
 use crate::lab::{Lab, Machine, allow, eventually};
 
@@ -24,46 +24,6 @@ use crate::lab::{Lab, Machine, allow, eventually};
 const DEADLINES: Duration = Duration::from_secs(120);
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
-
-/// Takes any certificate: who answers is not what is tested here.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        let provider = rustls::crypto::ring::default_provider();
-        provider.signature_verification_algorithms.supported_schemes()
-    }
-}
 
 fn dial(from: &Path, address: IpAddr) -> std::io::Result<TcpStream> {
     let address = SocketAddr::new(address, AGENT_PORT);

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use portcullis_protocol::Secret;
 use portcullis_protocol::access::{Role, external_id_urn};
+use portcullis_protocol::enrolment::BEGINS_BEFORE;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
@@ -21,11 +22,11 @@ use crate::{Error, Result};
 /// Advice for how long a client certificate lives.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// How far before now a certificate begins, for instances whose clock is behind.
-pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// How far before now a certificate begins, for instances whose clock is behind. Instances reckon with it.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(BEGINS_BEFORE as u64);
 
-/// How long the authority itself lives: ten years.
-const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// How long an authority itself lives: ten years.
+pub(crate) const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Whom a client certificate is for.
 #[derive(Clone, Debug)]
@@ -184,11 +185,12 @@ fn new_key() -> Result<KeyPair> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(signing)
 }
 
-fn signing(error: rcgen::Error) -> Error {
+pub(crate) fn signing(error: rcgen::Error) -> Error {
     Error::Failed(format!("can't make a certificate: {error}"))
 }
 
-fn params(common_name: &str, lifetime: Duration) -> Result<CertificateParams> {
+/// A certificate's name, and its dates from [`CLOCK_SKEW`] before now.
+pub(crate) fn params(common_name: &str, lifetime: Duration) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);

@@ -9,12 +9,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use portcullis_protocol::enrolment::{BEGINS_BEFORE, instance_uri, serial};
+use portcullis_protocol::enrolment::{instance_uri, serial};
 use portcullis_protocol::identity::to_hex;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
-    SanType, SerialNumber,
+    BasicConstraints, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::RootCertStore;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -24,11 +23,8 @@ use rustls::server::ParsedCertificate;
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::ca::write_private;
+use crate::ca::{CA_LIFETIME, params, signing, write_private};
 use crate::{Error, Result};
-
-/// How long the authority itself lives: ten years.
-const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// An authority that certifies instances: an ECDSA P-256 key in a folder.
 pub struct InstanceCa {
@@ -117,7 +113,9 @@ impl InstanceCa {
         lifetime: Duration,
     ) -> Result<String> {
         let no_nonce = || Error::BadInput("nonce: 64 hex digits are expected".into());
-        let mut params = params(instance, lifetime)?;
+        // 64 characters at most (RFC 5280, ub-common-name); the whole id is among the alternative names.
+        let common_name: String = instance.chars().take(64).collect();
+        let mut params = params(&common_name, lifetime)?;
         params.serial_number = Some(SerialNumber::from_slice(&serial(nonce).ok_or_else(no_nonce)?));
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
@@ -211,25 +209,4 @@ fn is_host_name(text: &str) -> bool {
             && !label.ends_with('-')
     };
     text.len() <= 253 && text.split('.').all(is_label)
-}
-
-fn params(common_name: &str, lifetime: Duration) -> Result<CertificateParams> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    // 64 characters at most (RFC 5280, ub-common-name); the whole id is among the alternative names.
-    let common_name: String = common_name.chars().take(64).collect();
-    params.distinguished_name.push(DnType::CommonName, common_name);
-    let now = SystemTime::now();
-    let too_long = || Error::BadInput(format!("a lifetime of {} s is too long", lifetime.as_secs()));
-    params.not_before = (now - Duration::from_secs(BEGINS_BEFORE.into())).into();
-    params.not_after = now
-        .checked_add(lifetime)
-        .filter(|_| lifetime <= CA_LIFETIME)
-        .ok_or_else(too_long)?
-        .into();
-    Ok(params)
-}
-
-fn signing(error: rcgen::Error) -> Error {
-    Error::Failed(format!("can't make a certificate: {error}"))
 }
