@@ -59,6 +59,10 @@ pub mod id {
     pub const SSHD_CONFIGURED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e51";
     /// Our drop-in could not be put in place, or was taken back.
     pub const SSHD_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e52";
+    /// A process on the front's channel was turned away, or said what the front may not say.
+    pub const FRONT_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e60";
+    /// One of the two processes is not there for the other.
+    pub const FRONT_LOST: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e61";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }

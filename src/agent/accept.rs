@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::control::Caller;
 use super::state::{StateError, Trial};
 use super::{Agent, Scope};
+use crate::identity;
 use crate::log::id;
 use crate::policy::danger::dangers;
 use crate::system::{callers, files};
@@ -111,10 +112,8 @@ impl Agent {
         }
         self.check_generation(terms)?;
         self.check_acceptable(&spec, terms)?;
-        let tls = self
-            .identity
-            .server_config(Some(&spec))
-            .map_err(|reason| (Refusal::BadInput, reason))?;
+        let callers =
+            identity::client_verifier(spec.client_ca()).map_err(|reason| (Refusal::BadInput, reason))?;
         let spec = Arc::new(spec);
         let trial = terms.confirm.map(|time| Trial::of(spec.clone(), time));
         let saved = match &trial {
@@ -154,7 +153,7 @@ impl Agent {
         }
         self.spec = Some(spec.clone());
         self.refused = None;
-        self.published.send_modify(|published| published.tls = tls);
+        self.known_by_spec(callers);
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
         Ok(true)
     }
@@ -276,10 +275,7 @@ impl Agent {
             warn!(MESSAGE_ID = id::DEGRADED, %error, "the trial that is over stays on disk until the next start");
         }
         self.seen.gate = self.guard.enforce(self.spec.clone()).await;
-        let tls = super::tls_or_without_authority(&self.identity, self.spec.as_deref());
-        if let Ok(tls) = tls {
-            self.published.send_modify(|published| published.tls = tls);
-        }
+        self.known_by_spec(super::callers_or_none(self.spec.as_deref()));
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
     }
 }

@@ -7,10 +7,13 @@ use std::time::Duration;
 use portcullis_protocol::control::{Answer, Refusal, Request};
 use portcullis_protocol::identity::is_nonce;
 use portcullis_protocol::{FirewallRule, Peer, Report, Spec};
+use tracing::warn;
 
 use super::Agent;
 use super::accept::{Refused, Terms, log_refusal};
 use super::control::{Caller, refused};
+use crate::identity;
+use crate::log::id;
 
 impl Agent {
     /// Answers a caller.
@@ -116,7 +119,22 @@ impl Agent {
             let reason = "a client certificate of the control plane is needed";
             return Some(refused(Refusal::NotPermitted, reason));
         }
-        None
+        let known = match &self.callers {
+            Some(verifier) => identity::verify_chain(&**verifier, &remote.chain),
+            None => Err("the spec names no control_plane.client_ca".to_owned()),
+        };
+        known.err().map(|reason| {
+            warn!(
+                MESSAGE_ID = id::FRONT_REFUSED,
+                REASON = reason,
+                CALLER = %remote.address,
+                "a caller over HTTPS is not the control plane"
+            );
+            refused(
+                Refusal::NotPermitted,
+                "the certificate is not of the control plane's authority",
+            )
+        })
     }
 
     /// Which keys this instance has, for a caller's nonce.

@@ -16,9 +16,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
+use super::front::{self, FrontState, StartedBy};
 use super::{Agent, Scope, control};
+use crate::channel;
 use crate::config::Settings;
-use crate::health::{push, server};
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, Observed};
@@ -29,6 +30,8 @@ use crate::system::watch::{Topic, Watch};
 const SETTLE: Duration = Duration::from_millis(5);
 /// Shortest time between two looks at logins because of files.
 const LOGINS_PAUSE: Duration = Duration::from_millis(800);
+/// How long the front may take before the daemon says that it has started.
+const FRONT_TIME: Duration = Duration::from_secs(5);
 /// systemd tells of every job; at boot there are hundreds.
 const SETTLE_UNITS: Duration = Duration::from_millis(100);
 
@@ -36,19 +39,25 @@ const SETTLE_UNITS: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// When it can't start at all; the gate is in place then, if the kernel can hold one.
-pub async fn run(settings: Settings, started: impl FnOnce()) -> Result<(), String> {
+pub async fn run(settings: Settings, front: StartedBy, started: impl FnOnce()) -> Result<(), String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
     let mut agent = Agent::new(settings).await?;
-    let mut sources = Sources::open(&agent).await?;
+    let mut sources = Sources::open(&agent, front).await?;
     agent.take_spec_file().await;
     agent.reconcile(&Scope::ALL.into()).await;
     agent.end_sessions();
     sources.watch_keys(&agent);
-    info!(MESSAGE_ID = id::STARTED, "started");
-    tell_systemd(&agent, true);
-    started();
+    let mut started = Some(started);
     loop {
+        if sources.endpoint_is_decided()
+            && let Some(started) = started.take()
+        {
+            sources.started_due = None;
+            info!(MESSAGE_ID = id::STARTED, "started");
+            tell_systemd(&agent, true);
+            started();
+        }
         let event = tokio::select! {
             event = sources.next(&agent) => event,
             _ = terminate.recv() => break,
@@ -120,12 +129,15 @@ struct Sources {
     logins_scope: Scope,
     /// When that happened last.
     logins_looked: Option<Instant>,
+    front: watch::Receiver<FrontState>,
+    /// When the daemon has started even without its endpoint.
+    started_due: Option<Instant>,
     watchdog: Option<Duration>,
     last_watchdog: Instant,
 }
 
 impl Sources {
-    async fn open(agent: &Agent) -> Result<Self, String> {
+    async fn open(agent: &Agent, front: StartedBy) -> Result<Self, String> {
         let settings = agent.settings();
         let (call_sender, calls) = mpsc::channel(8);
         let socket = settings.socket.display();
@@ -139,20 +151,13 @@ impl Sources {
                 warn!(MESSAGE_ID = id::DEGRADED, %error, "{socket}: local commands can't reach the daemon")
             }
         }
-        match server::bind(settings.listen).await {
-            Ok(listener) => {
-                tokio::spawn(server::serve(listener, agent.published(), call_sender.clone()));
-            }
-            Err(error) => {
-                let listen = settings.listen;
-                warn!(MESSAGE_ID = id::DEGRADED, %listen, %error, "the HTTPS endpoint can't be bound");
-            }
-        }
-        let push = push::PushSettings {
-            interval: settings.report_interval,
-            ca_file: settings.report_ca_file.clone(),
+        let ends = front::Ends {
+            published: agent.published(),
+            calls: call_sender,
+            state: agent.front().clone(),
         };
-        tokio::spawn(push::run(push, agent.deliveries()));
+        let front_socket = channel::socket(&settings.socket);
+        tokio::spawn(async move { front::run(front, &front_socket, ends).await });
         let (unit_sender, units) = mpsc::channel(1);
         tokio::spawn(async move {
             while !unit_sender.is_closed() {
@@ -173,9 +178,17 @@ impl Sources {
             logins_due: None,
             logins_scope: Scope::KeyFiles,
             logins_looked: None,
+            front: agent.front().subscribe(),
+            started_due: Some(Instant::now() + FRONT_TIME),
             watchdog,
             last_watchdog: Instant::now(),
         })
+    }
+
+    /// Whether the front has said how the endpoint is, or has had the time to.
+    fn endpoint_is_decided(&self) -> bool {
+        !matches!(*self.front.borrow(), FrontState::Absent(_))
+            || self.started_due.is_none_or(|due| due <= Instant::now())
     }
 
     /// Watches the key files of the spec's users; where a folder is not there yet, the nearest one
@@ -250,6 +263,8 @@ impl Sources {
             () = until(self.logins_due) => self.look_at_logins(),
             Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
             Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
+            Ok(()) = self.front.changed() => Event::Look([Scope::Endpoint].into()),
+            () = until(self.started_due) => Event::Alive,
             () = until(trial_ends) => Event::TrialEnds,
             () = until(agent.next_try()) => Event::Look([Scope::Logins].into()),
             () = until(agent.restart_due()) => Event::Look([Scope::Systemd].into()),

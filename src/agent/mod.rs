@@ -8,6 +8,7 @@ mod answer;
 pub mod control;
 pub mod denied;
 pub mod events;
+pub mod front;
 pub mod gate;
 mod host_keys;
 pub mod key_audit;
@@ -23,26 +24,27 @@ pub mod sshd;
 pub mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use portcullis_protocol::{Report, Spec};
+use rustls::server::danger::ClientCertVerifier;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::channel::{Push, Setup};
 use crate::config::Settings;
-use crate::health::push::Delivery;
-use crate::health::server::Published;
-use crate::identity::TlsIdentity;
+use crate::identity::{self, TlsIdentity};
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
-use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd};
+use crate::policy::observation::{Gate, KeyState, Observations, Observed, Sshd, SshdCare, Systemd, Tls};
 use crate::system::{endpoint, systemd};
 use denied::Denied;
+use front::{FrontState, Published};
 use gate::guard::Guard;
 use restart::Restarter;
 use session_keys::RemovedKeys;
@@ -98,8 +100,10 @@ pub struct Agent {
     /// What the journal was last told of the host keys.
     host_key_alert: Option<Change>,
     report: Option<Arc<Report>>,
+    /// Who knows the control plane by its certificate; none: nobody is the control plane.
+    callers: Option<Arc<dyn ClientCertVerifier>>,
     published: watch::Sender<Published>,
-    deliveries: watch::Sender<Delivery>,
+    front: watch::Sender<FrontState>,
     known_logins: logins::Memory,
     /// Files whose change may concern keys.
     pub key_files: BTreeSet<PathBuf>,
@@ -158,8 +162,15 @@ impl Agent {
         let configured = Configured::new(settings.sshd, &store);
         let restarter = Restarter::new(settings.restart_sshd);
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
-        let tls = tls_or_without_authority(&identity, spec.as_deref())?;
-        let published = watch::Sender::new(Published { report: None, tls });
+        let callers = callers_or_none(spec.as_deref());
+        let published = watch::Sender::new(Published {
+            setup: Arc::new(setup(&settings, &identity, spec.as_deref(), callers.is_some())),
+            push: Push {
+                interval: settings.report_interval,
+                authorities: settings.report_ca_file.as_deref().map(authorities),
+                ..Push::default()
+            },
+        });
         Ok(Self {
             settings,
             store,
@@ -177,8 +188,9 @@ impl Agent {
             seen,
             host_key_alert: None,
             report: None,
+            callers,
             published,
-            deliveries: watch::Sender::default(),
+            front: watch::Sender::default(),
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
             removed_keys,
@@ -186,14 +198,14 @@ impl Agent {
         })
     }
 
-    /// What the HTTPS endpoint tells.
+    /// What the front is told.
     pub fn published(&self) -> watch::Receiver<Published> {
         self.published.subscribe()
     }
 
-    /// What is pushed.
-    pub fn deliveries(&self) -> watch::Receiver<Delivery> {
-        self.deliveries.subscribe()
+    /// How the front is; who talks to it says so.
+    pub fn front(&self) -> &watch::Sender<FrontState> {
+        &self.front
     }
 
     /// The settings.
@@ -266,7 +278,7 @@ impl Agent {
                 Some(reason) => Err(format!(
                     "the TLS key can't be kept, callers who pinned it are turned away: {reason}"
                 )),
-                None => endpoint::observe(self.settings.listen, self.identity.certificate()).await,
+                None => self.look_at_endpoint().await,
             };
         }
         self.publish();
@@ -355,13 +367,51 @@ impl Agent {
             .as_deref()
             .and_then(Spec::report_url)
             .map(|url| url.as_str().to_owned());
-        self.published
-            .send_modify(|published| published.report = Some(report.clone()));
-        self.deliveries.send_replace(Delivery {
-            url,
-            report: Some(report),
+        self.published.send_modify(|published| {
+            published.push.url = url;
+            published.push.report = Some(report);
         });
     }
+
+    /// What the endpoint negotiates; without one, why the front has none.
+    async fn look_at_endpoint(&self) -> Observed<Tls> {
+        let seen = endpoint::observe(self.settings.listen, self.identity.certificate()).await;
+        let front = self.front.borrow().clone();
+        seen.map_err(|reason| match front {
+            FrontState::Listening => reason,
+            FrontState::Absent(why) => format!("{reason}; the front, which has the endpoint: {why}"),
+            FrontState::Failed(why) => format!("{reason}; the front can't listen: {why}"),
+        })
+    }
+
+    /// The front and the agent know the control plane by the spec that holds.
+    fn known_by_spec(&mut self, callers: Option<Arc<dyn ClientCertVerifier>>) {
+        let setup = setup(
+            &self.settings,
+            &self.identity,
+            self.spec.as_deref(),
+            callers.is_some(),
+        );
+        self.callers = callers;
+        self.published.send_if_modified(|published| {
+            let changed = *published.setup != setup;
+            if changed {
+                published.setup = Arc::new(setup);
+            }
+            changed
+        });
+    }
+}
+
+/// How the endpoint is to be under a spec.
+fn setup(settings: &Settings, identity: &TlsIdentity, spec: Option<&Spec>, usable: bool) -> Setup {
+    let client_ca = spec.and_then(Spec::client_ca).filter(|_| usable);
+    identity.setup(settings.listen, client_ca)
+}
+
+/// The front can't read files of root's.
+fn authorities(file: &Path) -> Result<String, String> {
+    std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))
 }
 
 /// The kept identity, or one in memory and why.
@@ -396,17 +446,14 @@ fn resume_trial(store: &Store, accepted: Option<&Spec>) -> Option<Trial> {
 
 /// A spec with an unusable authority is refused when it comes in. For one that is accepted already the
 /// endpoint goes on, and nobody is the control plane.
-fn tls_or_without_authority(
-    identity: &TlsIdentity,
-    spec: Option<&Spec>,
-) -> Result<Arc<rustls::ServerConfig>, String> {
-    identity.server_config(spec).or_else(|reason| {
+fn callers_or_none(spec: Option<&Spec>) -> Option<Arc<dyn ClientCertVerifier>> {
+    identity::client_verifier(spec.and_then(Spec::client_ca)).unwrap_or_else(|reason| {
         error!(
             MESSAGE_ID = id::DEGRADED,
             REASON = reason,
             "the control plane can't be known: {reason}"
         );
-        identity.server_config(None)
+        None
     })
 }
 

@@ -4,6 +4,7 @@
 //! May not live here: what the report says (`agent`), who is trusted (`identity`).
 
 mod changes;
+pub mod link;
 mod problem;
 pub mod push;
 pub mod server;

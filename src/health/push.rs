@@ -3,8 +3,6 @@
 //!
 //! May not live here: what a report says.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -14,30 +12,13 @@ use reqwest::{Certificate, Client, StatusCode};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use crate::channel::Push;
 use crate::log::id;
 
 /// Longest wait between two tries, in seconds.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 /// Time for one try.
 const REQUEST_TIME: Duration = Duration::from_secs(20);
-
-/// What to push, and where to.
-#[derive(Clone, Default)]
-pub struct Delivery {
-    /// The receiver; none: nothing is pushed.
-    pub url: Option<String>,
-    /// The last report.
-    pub report: Option<Arc<Report>>,
-}
-
-/// How to push.
-#[derive(Clone, Debug)]
-pub struct PushSettings {
-    /// Time between two reports when nothing changes.
-    pub interval: Duration,
-    /// Authorities that the receiver is checked against; the system's own if there is none.
-    pub ca_file: Option<PathBuf>,
-}
 
 /// Why a report was not taken.
 enum Failure {
@@ -60,7 +41,7 @@ fn news(report: &Report) -> News {
 }
 
 /// Pushes until the task is dropped.
-pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Delivery>) {
+pub async fn run(mut deliveries: watch::Receiver<Push>) {
     let mut client = None;
     let mut told: Option<News> = None;
     loop {
@@ -68,7 +49,7 @@ pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Deliver
         if let (Some(url), Some(report)) = (&delivery.url, &delivery.report)
             && told != Some(news(report))
         {
-            told = deliver(&settings, &mut client, url, &mut deliveries).await;
+            told = deliver(&mut client, url, &mut deliveries).await;
             if deliveries.has_changed().is_err() {
                 return;
             }
@@ -76,7 +57,7 @@ pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Deliver
         }
         tokio::select! {
             changed = deliveries.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(jittered(settings.interval)), if delivery.url.is_some() => told = None,
+            () = tokio::time::sleep(jittered(delivery.interval)), if delivery.url.is_some() => told = None,
         }
     }
 }
@@ -84,10 +65,9 @@ pub async fn run(settings: PushSettings, mut deliveries: watch::Receiver<Deliver
 /// Tries until the newest report is taken, and says what it told; `None` when there is nothing to
 /// deliver there any more.
 async fn deliver(
-    settings: &PushSettings,
     client: &mut Option<Client>,
     url: &str,
-    deliveries: &mut watch::Receiver<Delivery>,
+    deliveries: &mut watch::Receiver<Push>,
 ) -> Option<News> {
     let backoff = ExponentialBuilder::default()
         .with_jitter()
@@ -97,9 +77,12 @@ async fn deliver(
         .build();
     for wait in backoff {
         let delivery = deliveries.borrow_and_update().clone();
-        let report = delivery.report.filter(|_| delivery.url.as_deref() == Some(url))?;
-        let wait = match post(settings, client, url, &report).await {
-            Ok(()) => return Some(news(&report)),
+        if delivery.url.as_deref() != Some(url) {
+            return None;
+        }
+        let report = delivery.report.as_deref()?;
+        let wait = match post(&delivery, client, url, report).await {
+            Ok(()) => return Some(news(report)),
             Err(Failure::Later(wait)) => wait.min(MAX_WAIT),
             Err(Failure::Other(reason)) => {
                 warn!(
@@ -120,7 +103,7 @@ async fn deliver(
 }
 
 async fn post(
-    settings: &PushSettings,
+    settings: &Push,
     client: &mut Option<Client>,
     url: &str,
     report: &Report,
@@ -158,7 +141,7 @@ async fn post(
     }
 }
 
-fn build(settings: &PushSettings) -> Result<Client, String> {
+fn build(settings: &Push) -> Result<Client, String> {
     let mut builder = Client::builder()
         .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
         .https_only(true)
@@ -166,10 +149,12 @@ fn build(settings: &PushSettings) -> Result<Client, String> {
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .tls_version_min(reqwest::tls::Version::TLS_1_2);
-    if let Some(file) = &settings.ca_file {
-        let pem = std::fs::read(file).map_err(|e| format!("report.ca_file {}: {e}", file.display()))?;
-        let authorities = Certificate::from_pem_bundle(&pem)
-            .map_err(|e| format!("report.ca_file {}: {e}", file.display()))?;
+    if let Some(pem) = &settings.authorities {
+        let pem = pem
+            .as_ref()
+            .map_err(|reason| format!("report.ca_file: {reason}"))?;
+        let authorities =
+            Certificate::from_pem_bundle(pem.as_bytes()).map_err(|e| format!("report.ca_file: {e}"))?;
         builder = builder.tls_certs_only(authorities);
     }
     builder.build().map_err(|e| describe(&e))

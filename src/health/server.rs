@@ -22,12 +22,12 @@ use portcullis_protocol::identity::is_nonce;
 use rustls::ServerConfig;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::changes::{self, Answered, ControlPlane, ask, unexpected};
 use super::problem::Problem;
-use crate::agent::control::{Call, Remote};
+use crate::channel::Remote;
 use crate::system::clock;
 
 /// Connections served at once; more wait in the kernel's queue.
@@ -39,21 +39,26 @@ const CONNECTION_TIME: Duration = Duration::from_secs(120);
 /// Most bytes of a request's header.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
-/// What the endpoint tells; the agent replaces it as a whole.
-#[derive(Clone)]
+/// What the endpoint tells; the link to the agent replaces it.
+#[derive(Clone, Default)]
 pub struct Published {
+    /// Whether the agent is there. Without it nothing is known of the instance as it is now.
+    pub agent: bool,
     /// The last report; none before the first reconcile.
     pub report: Option<Arc<Report>>,
-    /// How connections are secured.
-    pub tls: Arc<ServerConfig>,
+    /// How connections are secured; none are taken before that is known.
+    pub tls: Option<Arc<ServerConfig>>,
 }
+
+/// What a caller asks the agent, who that is, and where the answer goes.
+pub type Question = (Ask, Remote, oneshot::Sender<Answer>);
 
 /// What handlers share.
 #[derive(Clone)]
 pub(super) struct Shared {
-    published: watch::Receiver<Published>,
+    pub(super) published: watch::Receiver<Published>,
     /// Where the agent is asked.
-    pub(super) agent: mpsc::Sender<Call>,
+    pub(super) agent: mpsc::Sender<Question>,
 }
 
 /// Binds the endpoint's port; IPv4 only where the kernel has no IPv6.
@@ -73,7 +78,11 @@ pub async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until the task is dropped.
-pub async fn serve(listener: TcpListener, published: watch::Receiver<Published>, agent: mpsc::Sender<Call>) {
+pub async fn serve(
+    listener: TcpListener,
+    published: watch::Receiver<Published>,
+    agent: mpsc::Sender<Question>,
+) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let router = router(Shared {
         published: published.clone(),
@@ -86,7 +95,10 @@ pub async fn serve(listener: TcpListener, published: watch::Receiver<Published>,
         };
         match listener.accept().await {
             Ok((stream, address)) => {
-                let acceptor = TlsAcceptor::from(published.borrow().tls.clone());
+                let Some(tls) = published.borrow().tls.clone() else {
+                    continue;
+                };
+                let acceptor = TlsAcceptor::from(tls);
                 let router = router.clone();
                 tokio::spawn(async move {
                     let _ =
@@ -144,9 +156,13 @@ struct ReadyzQuery {
 }
 
 async fn readyz(State(shared): State<Shared>, Query(query): Query<ReadyzQuery>) -> Response {
-    let report = shared.published.borrow().report.clone();
-    let Some(report) = report else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
+    let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    let published = shared.published.borrow().clone();
+    if !published.agent {
+        return unavailable("the agent is not there\n");
+    }
+    let Some(report) = published.report else {
+        return unavailable("starting\n");
     };
     let status = if report.ready {
         StatusCode::OK

@@ -235,7 +235,8 @@ fn a_receiver_that_is_away_or_not_trusted_gets_nothing_and_harms_nothing() {
     let (pid, impostor) = (machine.main_pid(), Receiver::new(&lab, &other, &[]));
     push_to_us(&mut machine);
     machine.until_ready();
-    let tried = "journalctl -u portcullis -o cat MESSAGE_ID=5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0b | grep -c .";
+    let tried =
+        "journalctl -u portcullis-front -o cat MESSAGE_ID=5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0b | grep -c .";
     eventually(SOON, "a refused delivery is in the journal", || {
         let count = machine.run(tried);
         if count.stdout.trim() == "0" {
