@@ -26,6 +26,7 @@ mod denied;
 mod dhcp;
 mod endpoint;
 mod faults;
+mod front;
 mod host_keys;
 mod keys;
 mod lab;
