@@ -62,7 +62,7 @@ pub enum FrontState {
     Absent(String),
     /// It says that the endpoint listens.
     Listening,
-    /// It says that the endpoint can't listen.
+    /// The endpoint can't listen, as it says, or there can't be a front.
     Failed(String),
 }
 
@@ -93,7 +93,7 @@ pub async fn run(started_by: StartedBy, socket: &Path, ends: Ends) {
                 REASON = reason,
                 "there is no endpoint: {reason}"
             );
-            ends.state.send_replace(FrontState::Absent(reason));
+            ends.state.send_replace(FrontState::Failed(reason));
             return;
         }
     };
@@ -108,7 +108,7 @@ pub async fn run(started_by: StartedBy, socket: &Path, ends: Ends) {
                     REASON = reason,
                     "there is no endpoint: {reason}"
                 );
-                ends.state.send_replace(FrontState::Absent(reason));
+                ends.state.send_replace(FrontState::Failed(reason));
             }
         },
     }

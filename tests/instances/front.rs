@@ -219,8 +219,8 @@ fn the_channel_believes_nobody() {
 
     for (what, chain) in [
         ("another authority", forged.as_slice()),
-        ("none", &[]),
-        ("garbage", &[vec![1, 2, 3]]),
+        ("none", [].as_slice()),
+        ("garbage", [vec![1, 2, 3]].as_slice()),
     ] {
         let heard = pretend(&machine, "portcullis", &call(&status, chain));
         assert!(
