@@ -27,7 +27,7 @@ pub const MAX_CHAIN_BYTES: usize = 64 << 10;
 /// Longest line from the front, in bytes: a request with a spec, and a chain as numbers (`255,`).
 pub const MAX_FROM_FRONT: usize = MAX_LINE + 4 * MAX_CHAIN_BYTES + 4096;
 /// Longest line to the front, in bytes. It comes from root: a limit against mistakes.
-pub const MAX_TO_FRONT: usize = 16 << 20;
+pub const MAX_TO_FRONT: usize = 2 * MAX_LINE;
 /// What a reader keeps between lines.
 const KEPT: usize = 16 << 10;
 

@@ -4,6 +4,7 @@
 //! May not live here: what the endpoint serves (`endpoint`, `api`), what is pushed (`push`).
 
 use base64::Engine as _;
+use portcullis::channel::MAX_FROM_FRONT;
 use portcullis_protocol::{CheckId, Status};
 use portcullis_provision::ca::{Ca, DEFAULT_LIFETIME};
 use portcullis_provision::local::Output;
@@ -234,7 +235,7 @@ fn the_channel_believes_nobody() {
         ("no JSON", b"nonsense\n".to_vec()),
         ("nothing that is a message", b"{}\n".to_vec()),
         ("bytes", vec![0xff; 4096]),
-        ("too long a message", vec![b' '; 4 << 20]),
+        ("too long a message", vec![b' '; MAX_FROM_FRONT + 1]),
         (
             "host's business",
             call(&json!({"request": "trust-host-keys"}), &right),
