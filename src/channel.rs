@@ -132,7 +132,7 @@ pub struct Lines<R> {
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
-    /// Lines of at most that many bytes.
+    /// Lines of at most that many bytes, without their ends.
     pub fn new(source: R, most: usize) -> Self {
         Self {
             source: BufReader::new(source),
@@ -218,8 +218,8 @@ mod tests {
     fn what_is_no_message_ends_the_channel() {
         let whole = line(&call()).unwrap().to_vec();
         let length = whole.len();
-        assert_eq!(read(&whole, length), [Ok(call())], "as long as it may be");
-        assert_eq!(read(&whole, length - 1), [Err(io::ErrorKind::InvalidData)]);
+        assert_eq!(read(&whole, length - 1), [Ok(call())], "as long as it may be");
+        assert_eq!(read(&whole, length - 2), [Err(io::ErrorKind::InvalidData)]);
         assert_eq!(
             read(&whole[..length - 1], 1000),
             [Err(io::ErrorKind::UnexpectedEof)]
