@@ -26,8 +26,8 @@ use tracing::warn;
 use super::limits::{Limits, Slot};
 use super::metrics::Counts;
 use super::problem::Problem;
-use super::server::Published;
-use crate::agent::control::{Call, Caller as Asker, Remote};
+use super::server::{Published, Question};
+use crate::channel::Remote;
 use crate::identity::caller::handshake_refusal;
 use crate::log::id;
 use crate::system::clock;
@@ -50,7 +50,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Endpoint {
     pub(super) router: Router,
     /// Is told of certificates that fail the handshake.
-    pub(super) agent: mpsc::Sender<Call>,
+    pub(super) agent: mpsc::Sender<Question>,
     pub(super) counts: Counts,
 }
 
@@ -68,7 +68,10 @@ pub(super) async fn accept_all(
                 let now = Instant::now();
                 match limits.admit(address.ip(), now) {
                     Some((slot, ended)) => {
-                        let acceptor = TlsAcceptor::from(published.borrow().tls.clone());
+                        let Some(tls) = published.borrow().tls.clone() else {
+                            continue;
+                        };
+                        let acceptor = TlsAcceptor::from(tls);
                         let endpoint = endpoint.clone();
                         tokio::spawn(serve_one(stream, address, acceptor, endpoint, slot, ended));
                     }
@@ -158,7 +161,12 @@ async fn serve_one(
 
 /// Tells the agent of a client certificate that failed the handshake, so that it is counted. If the agent
 /// is busy, nobody waits for that.
-fn tell_refused(error: &std::io::Error, since: Duration, address: SocketAddr, agent: &mpsc::Sender<Call>) {
+fn tell_refused(
+    error: &std::io::Error,
+    since: Duration,
+    address: SocketAddr,
+    agent: &mpsc::Sender<Question>,
+) {
     let error = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -171,11 +179,7 @@ fn tell_refused(error: &std::io::Error, since: Duration, address: SocketAddr, ag
         chain: Vec::new(),
     };
     let (nobody_waits, _) = oneshot::channel();
-    let _ = agent.try_send((
-        Ask::HandshakeRefused { reason },
-        Asker::Remote(remote),
-        nobody_waits,
-    ));
+    let _ = agent.try_send((Ask::HandshakeRefused { reason }, remote, nobody_waits));
 }
 
 /// Answers a request, unless its source asks too often.

@@ -12,6 +12,7 @@ mod document;
 pub mod enrol;
 mod first_contact;
 mod limits;
+pub mod link;
 pub mod metrics;
 mod problem;
 pub mod push;

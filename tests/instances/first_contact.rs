@@ -150,15 +150,16 @@ fn a_wrong_proof_learns_nothing_and_ends_nothing() {
     assert_eq!(get(&lab, &machine, ASK, &[]).status, 404);
 }
 
-/// The daemon lives in another year from now on.
+/// The daemon and its front live in another year from now on.
 fn shift_clock(machine: &Machine, days: i64) {
     let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
     let bytes = std::fs::read(library).unwrap();
-    let put = "cat > /usr/local/lib/libfaketime.so.1; mkdir -p /etc/systemd/system/portcullis.service.d";
+    let put = "cat > /usr/local/lib/libfaketime.so.1";
     assert!(machine.run_with(put, &bytes).success());
     machine.ok(&format!(
-        "printf '[Service]\\nEnvironment=LD_PRELOAD=/usr/local/lib/libfaketime.so.1 FAKETIME={days:+}d \
-         FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_NO_CACHE=1 NO_FAKE_STAT=1\\n' > /etc/systemd/system/portcullis.service.d/clock.conf
+        "for unit in portcullis portcullis-front; do mkdir -p /etc/systemd/system/$unit.service.d
+         printf '[Service]\\nEnvironment=LD_PRELOAD=/usr/local/lib/libfaketime.so.1 FAKETIME={days:+}d \
+         FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_NO_CACHE=1 NO_FAKE_STAT=1\\n' > /etc/systemd/system/$unit.service.d/clock.conf; done
          systemctl daemon-reload; systemctl restart portcullis"
     ));
     let real = host("date").arg("+%Y").succeed();
