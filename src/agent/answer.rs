@@ -110,6 +110,10 @@ impl Agent {
             Request::RevokeAccess { role } => self.revoke_access(role, caller),
             Request::RestoreAccess { role } => self.restore_access(role, caller),
             Request::HandshakeRefused { reason } => self.handshake_refused(reason, caller),
+            Request::CallRefused {
+                status: 403, detail, ..
+            } => refused(Refusal::NotPermitted, detail),
+            Request::CallRefused { detail, .. } => refused(Refusal::BadInput, detail),
             Request::TrustHostKeys => self.trust_host_keys(caller).await,
             Request::Metrics => self.metrics(),
             Request::Identity { nonce } => self.identity_document(&nonce),

@@ -20,6 +20,7 @@ use super::front::{self, FrontState, StartedBy};
 use super::{Agent, Scope, control};
 use crate::channel;
 use crate::config::Settings;
+use crate::health::push::offer::PushState;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, Observed};
@@ -81,6 +82,8 @@ enum Event {
     Call(control::Call),
     /// The time of a spec on trial is over.
     TrialEnds,
+    /// Pushing reports goes another way than before.
+    Deliveries,
     /// The audit log has something to write.
     Audit,
     /// The certificate is to be renewed.
@@ -98,6 +101,7 @@ async fn handle(agent: &mut Agent, event: Event) {
             let _ = answer.send(agent.answer_recorded(request, caller).await);
         }
         Event::TrialEnds => agent.end_trial().await,
+        Event::Deliveries => agent.tell_situation(),
         Event::Audit => agent.tend_audit(),
         Event::Renewal => agent.tend_enrolment(),
         Event::Alive => {}
@@ -134,6 +138,7 @@ struct Sources {
     /// When that happened last.
     logins_looked: Option<Instant>,
     front: watch::Receiver<FrontState>,
+    deliveries: watch::Receiver<PushState>,
     watchdog: Option<Duration>,
     last_watchdog: Instant,
 }
@@ -189,6 +194,7 @@ impl Sources {
             logins_scope: Scope::KeyFiles,
             logins_looked: None,
             front: agent.front().subscribe(),
+            deliveries: agent.outbox().state(),
             watchdog,
             last_watchdog: Instant::now(),
         })
@@ -273,6 +279,7 @@ impl Sources {
             () = until(self.logins_due) => self.look_at_logins(),
             Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
             Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
+            Ok(()) = self.deliveries.changed() => Event::Deliveries,
             Ok(()) = self.front.changed() => Event::Look([Scope::Endpoint].into()),
             () = until(trial_ends) => Event::TrialEnds,
             () = until(agent.audit_due()) => Event::Audit,

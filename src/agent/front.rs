@@ -36,6 +36,9 @@ use crate::system::clock;
 const MAX_CALLS: usize = 32;
 /// Longest text of the front in the journal, in characters.
 const MAX_TEXT: usize = 300;
+/// Longest name of an operation, and most bytes of what a refused caller was told.
+const MAX_NAME: usize = 40;
+const MAX_DETAIL: usize = 4 * MAX_TEXT;
 /// Time before a front that ended is started again.
 const RESTART_TIME: Duration = Duration::from_secs(1);
 
@@ -314,6 +317,15 @@ fn check(request: &Request, remote: &Remote) -> Result<(), &'static str> {
     if !for_remote(request) {
         return Err("a request that callers over HTTPS can't make");
     }
+    if let Request::CallRefused {
+        operation, detail, ..
+    } = request
+    {
+        let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        if operation.len() > MAX_NAME || !operation.chars().all(is_name) || detail.len() > MAX_DETAIL {
+            return Err("a refusal with too many words");
+        }
+    }
     let bytes: usize = remote.chain.iter().map(Vec::len).sum();
     if remote.chain.len() > MAX_CHAIN || bytes > MAX_CHAIN_BYTES {
         return Err("a chain of certificates that is too long");
@@ -339,6 +351,7 @@ fn for_remote(request: &Request) -> bool {
         | Request::RevokePeer { .. }
         | Request::Metrics
         | Request::HandshakeRefused { .. }
+        | Request::CallRefused { .. }
         | Request::Identity { .. }
         | Request::FirstContact { .. }
         | Request::Enrolled { .. } => true,
@@ -407,6 +420,7 @@ mod tests {
             r#"{"request":"identity","nonce":"0"}"#.to_owned(),
             r#"{"request":"metrics"}"#.to_owned(),
             r#"{"request":"handshake-refused","reason":"expired"}"#.to_owned(),
+            r#"{"request":"call-refused","operation":"add_rule","status":400,"detail":"no"}"#.to_owned(),
         ];
         let refused = [
             r#"{"request":"denied","top":1}"#.to_owned(),
@@ -445,6 +459,21 @@ mod tests {
             ..remote(vec![])
         };
         assert!(!ok(&later));
+    }
+
+    #[test]
+    fn a_refusal_has_few_words() {
+        let ok = |operation: &str, detail: &str| {
+            let request = Request::CallRefused {
+                operation: operation.to_owned(),
+                status: 400,
+                detail: detail.to_owned(),
+            };
+            check(&request, &remote(vec![])).is_ok()
+        };
+        assert!(ok("add_rule", "no") && ok(&"a".repeat(MAX_NAME), &"d".repeat(MAX_DETAIL)));
+        assert!(!ok("add rule", "no") && !ok("add_rule\n", "no") && !ok(&"a".repeat(MAX_NAME + 1), "no"));
+        assert!(!ok("add_rule", &"d".repeat(MAX_DETAIL + 1)));
     }
 
     #[test]

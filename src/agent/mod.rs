@@ -17,6 +17,7 @@ pub mod gate;
 mod host_keys;
 pub mod key_audit;
 mod key_changes;
+mod known_time;
 mod login_questions;
 pub mod logins;
 pub mod metrics;
@@ -169,6 +170,7 @@ impl Agent {
         let restarter = Restarter::new(settings.restart_sshd);
         let access = Access::new(settings.access.clone(), &store);
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
+        known_time::recall(&store, identity.clock());
         let enrolment = Enrolment::load(&store, &identity, spec.as_deref());
         let identity = Arc::new(identity);
         let outbox = Outbox::start(
@@ -391,6 +393,9 @@ impl Agent {
         let setup = setup(&self.settings, &self.identity, self.spec.as_deref());
         self.published.send_if_modified(|published| {
             let is_new = *published.setup != setup;
+            if published.setup.time != setup.time {
+                known_time::keep(&self.store, self.identity.clock());
+            }
             if is_new {
                 published.setup = Arc::new(setup);
             }

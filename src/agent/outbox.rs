@@ -256,9 +256,11 @@ impl Keeper {
         });
         let (queued, oldest) = (self.spool.queue().len() as u64, self.spool.waits_since());
         let configured = self.offers.borrow().url.is_some();
-        self.state.send_modify(|state| {
-            state.configured = configured;
-            (state.queued, state.oldest, state.dropped) = (queued, oldest, dropped);
+        self.state.send_if_modified(|state| {
+            let before = (state.configured, state.queued, state.oldest, state.dropped);
+            (state.configured, state.queued, state.oldest, state.dropped) =
+                (configured, queued, oldest, dropped);
+            before != (configured, queued, oldest, dropped)
         });
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::http::{HeaderValue, Request, header};
+use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::{Service as _, service_fn};
@@ -95,7 +95,7 @@ fn reset(stream: &TcpStream) {
 
 /// Whether there was something to tell.
 fn tell(limits: &Limits) -> bool {
-    let turned_away = limits.turned_away();
+    let turned_away = limits.untold();
     if turned_away == Default::default() {
         return false;
     }
@@ -203,8 +203,10 @@ async fn answer(
     request.extensions_mut().insert(caller.clone());
     let has_body = !request.body().is_end_stream();
     let mut response = TowerToHyperService::new(router.clone()).call(request).await?;
-    // A body that was refused unread ends the connection. Who is not told would ask again over it, in vain.
-    if has_body && !response.status().is_success() {
+    // A body that was refused unread ends the connection. Who is not told would ask again over it, in vain. Who may
+    // not ask keeps no connection either: roles are revoked while they are connected.
+    let unread = has_body && !response.status().is_success();
+    if unread || response.status() == StatusCode::FORBIDDEN {
         response.headers_mut().insert(header::CONNECTION, close);
     }
     Ok(response)

@@ -16,5 +16,6 @@ pub mod link;
 pub mod metrics;
 mod problem;
 pub mod push;
+mod refusals;
 pub mod routes;
 pub mod server;

@@ -67,6 +67,15 @@ impl ProvenClock {
         Self(Mutex::new(known))
     }
 
+    /// Takes over what another process knew in this boot.
+    pub fn know(&self, known: KnownTime) {
+        let before = self.what_is_known().earliest;
+        *self.known() = known;
+        if let Some(before) = before {
+            self.not_before(before.at(clock::since_boot()));
+        }
+    }
+
     /// What is known, for another process.
     pub fn what_is_known(&self) -> KnownTime {
         *self.known()

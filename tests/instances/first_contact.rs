@@ -200,6 +200,7 @@ fn a_clock_that_is_off_by_20_years_neither_breaks_nor_weakens_it() {
         }
     });
     for (number, days) in [-7300, 7300].into_iter().enumerate() {
+        machine.ok("rm -f /var/lib/portcullis/time.json");
         shift_clock(&machine, days);
         // Nothing is known of the time but that clock, and when the authority was made: nobody is let in.
         let holds = lab.provider.client_certificate().unwrap();
@@ -215,5 +216,9 @@ fn a_clock_that_is_off_by_20_years_neither_breaks_nor_weakens_it() {
         assert!(health(&machine, &ended).is_err(), "{days}");
         let told = "journalctl -u portcullis -o cat MESSAGE_ID=5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e79 | grep -c .";
         assert_eq!(machine.ok(told), (number + 1).to_string());
+        // And whoever comes after it knows it too.
+        machine.ok("systemctl restart portcullis");
+        assert_eq!(health(&machine, &holds).unwrap().status, 200, "{days}");
+        assert!(health(&machine, &ended).is_err(), "{days}");
     }
 }
