@@ -11,6 +11,7 @@ pub mod control;
 pub mod denied;
 mod enrol;
 pub mod events;
+pub mod exposure;
 mod first_contact;
 pub mod gate;
 mod host_keys;
@@ -313,6 +314,8 @@ impl Agent {
             };
             durations.took("endpoint", start);
         }
+        let (gate, links) = (&self.seen.gate, &self.settings.links);
+        self.seen.exposure = exposure::look(gate, &self.seen.conflicts, links, false).await;
         self.publish();
         self.tend_enrolment();
     }
