@@ -28,8 +28,13 @@ pub async fn look(
     settings: &LinkSettings,
     programs: bool,
 ) -> Observed<Exposure> {
-    let held = gate.held.as_ref().map_err(|reason| format!("nf_tables can't be read: {reason}"))?;
-    let others = others.as_ref().map_err(|reason| format!("other tables can't be read: {reason}"))?;
+    let held = gate
+        .held
+        .as_ref()
+        .map_err(|reason| format!("nf_tables can't be read: {reason}"))?;
+    let others = others
+        .as_ref()
+        .map_err(|reason| format!("other tables can't be read: {reason}"))?;
     let links = links::read().map_err(|error| format!("links can't be read: {error}"))?;
     let addresses = addresses::read().map_err(|error| format!("addresses can't be read: {error}"))?;
     let names: BTreeMap<u32, String> = links.iter().map(|link| (link.index, link.name.clone())).collect();

@@ -314,8 +314,10 @@ impl Agent {
             };
             durations.took("endpoint", start);
         }
+        let start = Instant::now();
         let (gate, links) = (&self.seen.gate, &self.settings.links);
         self.seen.exposure = exposure::look(gate, &self.seen.conflicts, links, false).await;
+        durations.took("exposure", start);
         self.publish();
         self.tend_enrolment();
     }

@@ -24,7 +24,7 @@ use crate::policy::ruleset::Family;
 const INDENT: usize = 2;
 const PORT: usize = 11;
 /// At most so many columns for what listens.
-const WHAT: usize = 34;
+const WHAT: usize = 32;
 
 /// What is said of each kind, in order.
 const SECTIONS: [(Reach, &str); 8] = [
@@ -54,7 +54,9 @@ pub fn run(global: &Global) -> Result<(), Failure> {
         ..Observations::unseen("not asked for")
     };
     let all = checks(spec.as_ref(), &observations, &[], Timestamp::now());
-    let check = all.into_iter().find(|check| check.id == CheckId::ExposureListeners);
+    let check = all
+        .into_iter()
+        .find(|check| check.id == CheckId::ExposureListeners);
     let (exposure, check) = match (seen, check) {
         (Ok(exposure), Some(check)) => (exposure, check),
         (Err(reason), _) => return Err(Failure::Failed(reason)),
@@ -78,14 +80,22 @@ fn text(exposure: &Exposure, check: &Check, width: usize) -> String {
     if let Some(remedy) = &check.remedy {
         page.fact("to do", remedy);
     }
-    let longest = exposure.listeners.iter().map(|one| what(one).chars().count()).max();
+    let longest = exposure
+        .listeners
+        .iter()
+        .map(|one| what(one).chars().count())
+        .max();
     let columns = Columns {
         what: longest.unwrap_or_default().min(WHAT),
         width,
     };
     let mut lines = vec![page.end()];
     for (reach, title) in SECTIONS {
-        let here: Vec<&Listener> = exposure.listeners.iter().filter(|one| one.reach == reach).collect();
+        let here: Vec<&Listener> = exposure
+            .listeners
+            .iter()
+            .filter(|one| one.reach == reach)
+            .collect();
         if here.is_empty() {
             continue;
         }
@@ -124,7 +134,11 @@ fn notes(exposure: &Exposure) -> Vec<String> {
         ));
     }
     if !exposure.internal_interfaces.is_empty() {
-        let names: Vec<String> = exposure.internal_interfaces.iter().map(|name| plain(name)).collect();
+        let names: Vec<String> = exposure
+            .internal_interfaces
+            .iter()
+            .map(|name| plain(name))
+            .collect();
         notes.push(format!(
             "What comes by {} (this host's containers) is not filtered: it reaches all of it too.",
             names.join(", ")
@@ -132,11 +146,16 @@ fn notes(exposure: &Exposure) -> Vec<String> {
     }
     if exposure.clients > 0 {
         notes.push(format!(
-            "{} more UDP sockets have a port that nobody chose, as clients do; no rule opens them.",
+            "Not shown: UDP sockets with a port that nobody chose, as clients have them ({}); no rule opens them.",
             exposure.clients
         ));
     }
-    notes.extend(exposure.not_looked_into.iter().map(|why| plain(&format!("Not looked into: {why}"))));
+    notes.extend(
+        exposure
+            .not_looked_into
+            .iter()
+            .map(|why| plain(&format!("Not looked into: {why}"))),
+    );
     notes
 }
 
@@ -204,7 +223,11 @@ fn by(grant: &Grant, listener: &Listener) -> String {
         rule if rule.starts_with("base ") => who,
         rule => format!("{rule}: {who}"),
     };
-    let every = listener.by.iter().flat_map(|one| &one.families).collect::<std::collections::BTreeSet<_>>();
+    let every = listener
+        .by
+        .iter()
+        .flat_map(|one| &one.families)
+        .collect::<std::collections::BTreeSet<_>>();
     if let (Some(only), true) = (grant.families.first(), grant.families.len() < every.len()) {
         text += &format!(" ({} only)", version(*only));
     }
@@ -264,22 +287,23 @@ impl Columns {
             .map(|at| {
                 let start = if at == 0 { left.as_str() } else { "" };
                 let rest = right.next().unwrap_or_default();
-                format!("{start:<width$}  {rest}", width = column - 2).trim_end().to_owned()
+                format!("{start:<width$}  {rest}", width = column - 2)
+                    .trim_end()
+                    .to_owned()
             })
             .collect()
     }
 
     fn unserved(&self, unserved: &Unserved) -> Vec<String> {
         let who: Vec<String> = unserved.who.iter().map(ToString::to_string).collect();
-        let words = format!("{}, for {}", unserved.ports.join(", "), who.join(", "));
-        let (name, indent) = (plain(&unserved.rule), INDENT + PORT);
-        let room = self.width.saturating_sub(indent + 2).max(20);
-        let mut lines = wrapped(&plain(&words), room).into_iter();
-        let first = lines.next().unwrap_or_default();
-        let start = format!("{:INDENT$}{name:<PORT$}", "");
-        let mut all = vec![format!("{start} {first}")];
-        all.extend(lines.map(|line| format!("{:indent$}  {line}", "")));
-        all
+        let (ports, indent) = (unserved.ports.join(", "), INDENT + PORT);
+        let words = plain(&format!("{}: {ports}, for {}", unserved.rule, who.join(", ")));
+        let room = self.width.saturating_sub(indent).max(20);
+        let start = |at: usize| if at == 0 { INDENT } else { indent };
+        let lines = wrapped(&words, room).into_iter().enumerate();
+        lines
+            .map(|(at, line)| format!("{:1$}{line}", "", start(at)))
+            .collect()
     }
 
     /// All of it is in the JSON.

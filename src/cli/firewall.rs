@@ -30,10 +30,8 @@ pub enum FirewallCommand {
     #[command(after_help = "Example:\n  portcullis firewall denied --top 3")]
     Denied(DeniedArguments),
     /// Show what listens on this host or is published by containers, who gets at it and by which rule.
-    #[command(
-        after_help = "Examples:\n  portcullis firewall exposure\n  \
-        portcullis firewall exposure --format json | jq '.exposure.listeners[] | select(.reach == \"anybody\")'"
-    )]
+    #[command(after_help = "Examples:\n  portcullis firewall exposure\n  \
+        portcullis firewall exposure --format json | jq '.exposure.listeners[] | select(.reach == \"anybody\")'")]
     Exposure,
 }
 

@@ -129,7 +129,12 @@ fn socket(
     }
     let interface = match u32_at(message, INTERFACE)? {
         0 => None,
-        index => Some(interfaces.get(&index).cloned().unwrap_or_else(|| format!("#{index}"))),
+        index => Some(
+            interfaces
+                .get(&index)
+                .cloned()
+                .unwrap_or_else(|| format!("#{index}")),
+        ),
     };
     let socket = Socket {
         transport,

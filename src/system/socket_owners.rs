@@ -37,7 +37,10 @@ pub fn programs(inodes: &BTreeSet<u32>) -> BTreeMap<u32, Program> {
             }
         }
     }
-    holders.into_iter().filter_map(|(inode, pid)| Some((inode, program(pid)?))).collect()
+    holders
+        .into_iter()
+        .filter_map(|(inode, pid)| Some((inode, program(pid)?)))
+        .collect()
 }
 
 /// Of `socket:[4711]`.

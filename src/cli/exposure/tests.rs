@@ -72,7 +72,10 @@ fn shown(exposure: &Exposure, width: usize) -> String {
         ..Observations::unseen("no")
     };
     let all = checks(None, &observations, &[], Timestamp::UNIX_EPOCH);
-    let check = all.iter().find(|check| check.id == CheckId::ExposureListeners).unwrap();
+    let check = all
+        .iter()
+        .find(|check| check.id == CheckId::ExposureListeners)
+        .unwrap();
     anstream::adapter::strip_str(&text(exposure, check, width)).to_string()
 }
 
@@ -82,11 +85,21 @@ fn the_table_fits_and_says_who_by_which_rule() {
         socket(Tcp, "0.0.0.0:22", "ssh.service", "sshd"),
         socket(Tcp, "[::]:22", "ssh.service", "sshd"),
         socket(Tcp, "0.0.0.0:8080", "docker.service", "docker-proxy"),
-        socket(Tcp, "0.0.0.0:9100", "prometheus-node-exporter.service", "prometheus-node-exporter"),
+        socket(
+            Tcp,
+            "0.0.0.0:9100",
+            "node-exporter.service",
+            "prometheus-node-exporter",
+        ),
         socket(Tcp, "[::]:7443", "portcullis.service", ""),
         socket(Tcp, "10.0.0.2:5432", "postgresql@15-main.service", "postgres"),
         socket(Udp, "0.0.0.0:40000", "systemd-timesyncd.service", ""),
-        socket(Udp, "127.0.0.53:53", "systemd-resolved.service", "systemd-resolved"),
+        socket(
+            Udp,
+            "127.0.0.53:53",
+            "systemd-resolved.service",
+            "systemd-resolved",
+        ),
         socket(Tcp, "127.0.0.1:631", "", ""),
     ];
     let text = shown(&seen(&sockets), 80);
@@ -106,6 +119,9 @@ fn names_of_others_are_words_and_nothing_else() {
         let text = shown(&exposure, width);
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
         assert!(!text.contains('\u{202e}'), "{text:?}");
-        assert!(!text.lines().any(|line| line.trim_start().starts_with("22/tcp")), "{text}");
+        assert!(
+            !text.lines().any(|line| line.trim_start().starts_with("22/tcp")),
+            "{text}"
+        );
     }
 }

@@ -7,12 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::policy::foreign::{Action, Condition, Field, Rule, Table, TableFamily};
 use super::packets::{ANYBODY, SYN};
 use super::walk::{Arrival, Outcome, Walk};
 use super::{BaseChain, Uplink};
 use crate::policy::explain::Packet;
 use crate::policy::exposure::socket::Transport;
+use crate::policy::foreign::{Action, Condition, Field, Rule, Table, TableFamily};
 use crate::policy::ruleset::{Family, PREROUTING};
 
 /// How many ports are followed.
@@ -209,7 +209,10 @@ mod tests {
              -A DOCKER -d 127.0.0.1/32 ! -i docker0 -p tcp -m tcp --dport 8090 -j DNAT --to-destination 172.17.0.3:80\n\
              -A DOCKER ! -i docker0 -p udp -m udp --dport 53 -j DNAT --to-destination 172.17.0.2:53");
         let found = seen(&text);
-        let ports: Vec<_> = found.iter().map(|(kind, port, _)| (kind.as_str(), *port)).collect();
+        let ports: Vec<_> = found
+            .iter()
+            .map(|(kind, port, _)| (kind.as_str(), *port))
+            .collect();
         assert_eq!(ports, [("tcp", 8080), ("udp", 53)], "{found:?}");
     }
 

@@ -20,7 +20,10 @@ pub struct Cleartext {
 impl Cleartext {
     /// In words.
     pub fn words(self) -> String {
-        let Self { protocol, can_have_tls } = self;
+        let Self {
+            protocol,
+            can_have_tls,
+        } = self;
         if can_have_tls {
             format!("{protocol}: cleartext unless TLS is set up")
         } else {
@@ -127,7 +130,10 @@ mod tests {
     fn ports_and_programs_name_a_protocol_and_what_encrypts_is_not_named() {
         let seen = |transport, port, names: &[&str]| usually(transport, port, names).map(Cleartext::words);
         assert_eq!(seen(Tcp, 23, &[]).unwrap(), "Telnet: usually cleartext");
-        assert_eq!(seen(Tcp, 3306, &[]).unwrap(), "MySQL: cleartext unless TLS is set up");
+        assert_eq!(
+            seen(Tcp, 3306, &[]).unwrap(),
+            "MySQL: cleartext unless TLS is set up"
+        );
         // The program says more than the port.
         let redis = seen(Tcp, 80, &["redis-server", "redis.service"]).unwrap();
         assert_eq!(redis, "Redis: cleartext unless TLS is set up");

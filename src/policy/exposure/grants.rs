@@ -5,15 +5,14 @@
 //! May not live here: sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use portcullis_protocol::PortRange;
-use serde::Serialize;
 
+use super::Unserved;
 use super::socket::Transport;
-use super::{Reach, Unserved};
+use super::who::{Grant, Who, is_of_the_spec};
 use crate::policy::explain::{Packet, TCP_SYN, explain};
 use crate::policy::ruleset::{Chain, Elements, Family, Match, PREROUTING, Rule, Ruleset, Set, Verdict};
 
@@ -41,157 +40,6 @@ const SWEEPING: u32 = 100;
 const SHOWN: usize = 3;
 /// How many of its ranges are tried, both ends of each.
 const TRIED: usize = 4;
-
-/// Whom a rule lets in.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Who {
-    /// Anybody.
-    Anybody,
-    /// That depends on what somebody else put into the gate.
-    Unknown,
-    /// Named sources.
-    Sources {
-        /// Some of them.
-        ranges: Vec<String>,
-        /// How many more there are.
-        more: usize,
-        /// Whether they are so many addresses of the internet that it comes to anybody.
-        crowd: bool,
-    },
-    /// The cluster's peers.
-    Peers {
-        /// How many addresses.
-        addresses: usize,
-    },
-    /// The control plane's sources.
-    ControlPlane {
-        /// Some of them.
-        ranges: Vec<String>,
-        /// How many more there are.
-        more: usize,
-    },
-    /// What every host needs, whatever the spec says.
-    Base {
-        /// What for, for example `dhcp`.
-        what: String,
-    },
-}
-
-impl Who {
-    /// How far that is.
-    pub fn reach(&self) -> Reach {
-        match self {
-            Self::Anybody | Self::Sources { crowd: true, .. } => Reach::Anybody,
-            Self::Unknown => Reach::Unknown,
-            Self::Sources { .. } | Self::ControlPlane { .. } => Reach::Named,
-            Self::Peers { .. } => Reach::Peers,
-            Self::Base { .. } => Reach::Base,
-        }
-    }
-}
-
-impl fmt::Display for Who {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |ranges: &[String], more: &usize| match more {
-            0 => ranges.join(", "),
-            more => format!("{} and {more} more", ranges.join(", ")),
-        };
-        match self {
-            Self::Anybody => f.write_str("anybody"),
-            Self::Unknown => f.write_str("not known: a rule of somebody else decides"),
-            Self::Sources { ranges, more, .. } => f.write_str(&list(ranges, more)),
-            Self::Peers { addresses: 1 } => f.write_str("1 peer address"),
-            Self::Peers { addresses } => write!(f, "{addresses} peer addresses"),
-            Self::ControlPlane { ranges, more } => f.write_str(&list(ranges, more)),
-            Self::Base { what } => write!(f, "what every host needs: {what}"),
-        }
-    }
-}
-
-/// That somebody gets in, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Grant {
-    /// The rule's comment in the kernel, for example `rule web`.
-    pub rule: String,
-    /// Who.
-    pub who: Who,
-    /// Over which IP versions.
-    pub families: BTreeSet<Family>,
-    /// Whether the rule names so many ports that nobody meant each of them.
-    #[serde(skip)]
-    pub is_sweeping: bool,
-    /// Another program's chain that drops it, or may.
-    pub dropped_by: Option<String>,
-}
-
-/// Whether the spec made the rule.
-pub fn is_of_the_spec(comment: &str) -> bool {
-    ["rule ", "peers ", "control plane"].iter().any(|kind| comment.starts_with(kind))
-}
-
-/// Those of one rule of the spec are one, whatever rules of the kernel it was made into.
-pub fn merged(grants: Vec<Grant>) -> Vec<Grant> {
-    let mut all: Vec<Grant> = Vec::new();
-    for grant in grants {
-        let name = |grant: &Grant| match grant.who {
-            Who::Peers { .. } => "peers".to_owned(),
-            _ => grant.rule.clone(),
-        };
-        let same = |known: &&mut Grant| {
-            name(known) == name(&grant)
-                && std::mem::discriminant(&known.who) == std::mem::discriminant(&grant.who)
-        };
-        match all.iter_mut().find(same) {
-            Some(known) => {
-                known.who.join(&grant.who);
-                known.families.extend(&grant.families);
-                known.is_sweeping &= grant.is_sweeping;
-                known.dropped_by = known.dropped_by.take().or(grant.dropped_by);
-            }
-            None => all.push(Grant {
-                rule: name(&grant),
-                ..grant
-            }),
-        }
-    }
-    all
-}
-
-impl Who {
-    /// Those of another IP version join.
-    fn join(&mut self, other: &Self) {
-        match (self, other) {
-            (Self::Peers { addresses }, Self::Peers { addresses: others }) => *addresses += others,
-            (
-                Self::Sources { ranges, more, crowd },
-                Self::Sources {
-                    ranges: others,
-                    more: other_more,
-                    crowd: other_crowd,
-                },
-            ) => {
-                join(ranges, more, others, *other_more);
-                *crowd |= other_crowd;
-            }
-            (
-                Self::ControlPlane { ranges, more },
-                Self::ControlPlane {
-                    ranges: others,
-                    more: other_more,
-                },
-            ) => join(ranges, more, others, *other_more),
-            _ => {}
-        }
-    }
-}
-
-fn join(ranges: &mut Vec<String>, more: &mut usize, others: &[String], other_more: usize) {
-    for other in others.iter().filter(|other| !ranges.contains(other)).cloned().collect::<Vec<_>>() {
-        ranges.push(other);
-    }
-    *more += other_more;
-}
 
 /// A rule that lets new flows in from outside.
 struct Door<'a> {
@@ -271,7 +119,10 @@ impl<'a> Doors<'a> {
             }
         }
         for door in &self.doors {
-            let asked: Vec<_> = ports.iter().filter(|(of, port)| door.may_fit(*of, *port)).collect();
+            let asked: Vec<_> = ports
+                .iter()
+                .filter(|(of, port)| door.may_fit(*of, *port))
+                .collect();
             if asked.is_empty() {
                 continue;
             }
@@ -334,23 +185,33 @@ impl<'a> Doors<'a> {
     /// The gate without the doors of this one's chain but itself; without any, of all chains. Of its set,
     /// those that it is asked with stand for all: a hundred thousand need not be copied.
     fn only(&self, door: Option<&Door<'_>>) -> Ruleset {
-        let chains = self.gate.chains.iter().zip(&self.others).enumerate().map(|(at, (chain, others))| {
-            let rule = |place: &usize| chain.rules.get(*place).cloned();
-            let rules = match door {
-                Some(door) if door.chain != at => chain.rules.clone(),
-                Some(door) => {
-                    let before = others.iter().take_while(|place| **place < door.place);
-                    let after = others.iter().skip_while(|place| **place < door.place);
-                    before.chain([&door.place]).chain(after).filter_map(rule).collect()
+        let chains = self
+            .gate
+            .chains
+            .iter()
+            .zip(&self.others)
+            .enumerate()
+            .map(|(at, (chain, others))| {
+                let rule = |place: &usize| chain.rules.get(*place).cloned();
+                let rules = match door {
+                    Some(door) if door.chain != at => chain.rules.clone(),
+                    Some(door) => {
+                        let before = others.iter().take_while(|place| **place < door.place);
+                        let after = others.iter().skip_while(|place| **place < door.place);
+                        before
+                            .chain([&door.place])
+                            .chain(after)
+                            .filter_map(rule)
+                            .collect()
+                    }
+                    None => others.iter().filter_map(rule).collect(),
+                };
+                Chain {
+                    name: chain.name.clone(),
+                    hook: chain.hook.clone(),
+                    rules,
                 }
-                None => others.iter().filter_map(rule).collect(),
-            };
-            Chain {
-                name: chain.name.clone(),
-                hook: chain.hook.clone(),
-                rules,
-            }
-        });
+            });
         let chains: Vec<Chain> = chains.collect();
         let mut sets: Vec<Set> = Vec::new();
         for name in chains.iter().flat_map(|chain| &chain.rules).flat_map(sets_of) {
@@ -388,7 +249,10 @@ impl<'a> Doors<'a> {
             if !is_of_the_spec(&comment) {
                 continue;
             }
-            if served.iter().any(|(of, port)| *of == transport && ports.contains(*port)) {
+            if served
+                .iter()
+                .any(|(of, port)| *of == transport && ports.contains(*port))
+            {
                 used.insert(comment.clone());
             }
             let at = all.iter().position(|known| known.rule == comment);
@@ -494,7 +358,9 @@ impl<'a> Door<'a> {
         let ranges = || self.sources.as_ref().map(|sources| sources.ranges.clone());
         let more = |sources: &Sources| sources.count - sources.ranges.len();
         if let Some(what) = comment.strip_prefix("base ") {
-            return Who::Base { what: what.to_owned() };
+            return Who::Base {
+                what: what.to_owned(),
+            };
         }
         match &self.sources {
             Some(sources) if comment.starts_with("peers ") => Who::Peers {
@@ -514,7 +380,8 @@ impl<'a> Door<'a> {
     }
 
     fn is_sweeping(&self) -> bool {
-        self.ports.is_none_or(|ports| u32::from(ports.to()) - u32::from(ports.from()) >= SWEEPING)
+        self.ports
+            .is_none_or(|ports| u32::from(ports.to()) - u32::from(ports.from()) >= SWEEPING)
     }
 }
 
@@ -531,7 +398,10 @@ impl Sources {
     }
 
     fn of(ranges: &[(IpAddr, IpAddr)], count: usize) -> Self {
-        let some = ranges.iter().take(TRIED).flat_map(|(first, last)| [*first, *last]);
+        let some = ranges
+            .iter()
+            .take(TRIED)
+            .flat_map(|(first, last)| [*first, *last]);
         Self {
             some: some.collect(),
             ranges: ranges.iter().take(SHOWN).map(|range| shown(*range)).collect(),

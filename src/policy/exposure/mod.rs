@@ -11,6 +11,7 @@ mod grants;
 pub mod socket;
 #[cfg(test)]
 mod tests;
+mod who;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -21,9 +22,10 @@ use super::conflicts::{Comparison, Conflict, Uplink};
 use super::firewall::INTERNAL;
 use super::ruleset::{Elements, Family, Ruleset};
 use cleartext::Cleartext;
-use grants::{Doors, is_of_the_spec};
-pub use grants::{Grant, Who};
+use grants::Doors;
 use socket::{Program, Socket, Transport};
+pub use who::{Grant, Who};
+use who::{is_of_the_spec, merged};
 
 /// What is judged.
 #[derive(Clone, Copy, Debug)]
@@ -148,7 +150,10 @@ pub fn judge(inputs: Inputs<'_>) -> Exposure {
     let mut served = BTreeSet::new();
     for (key, gathered) in gathered {
         let (transport, port) = (key.0, key.1);
-        let all = grants.get(&(transport, port)).map(Vec::as_slice).unwrap_or_default();
+        let all = grants
+            .get(&(transport, port))
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let listener = listener(key, gathered, all, &inputs.others.conflicts);
         if matches!(listener.reach, Reach::Loopback | Reach::Containers) {
             exposure.listeners.push(listener);
@@ -180,7 +185,10 @@ fn internal(gate: &Ruleset) -> BTreeSet<String> {
 fn gather(inputs: Inputs<'_>, internal: &BTreeSet<String>) -> BTreeMap<Key, Gathered> {
     let mut all: BTreeMap<Key, Gathered> = BTreeMap::new();
     for socket in inputs.sockets {
-        let on_internal = socket.interface.as_ref().is_some_and(|name| internal.contains(name));
+        let on_internal = socket
+            .interface
+            .as_ref()
+            .is_some_and(|name| internal.contains(name));
         let kind = match (socket.is_loopback(), on_internal) {
             (true, _) => Kind::Loopback,
             (_, true) => Kind::Containers,
@@ -208,9 +216,17 @@ fn gather(inputs: Inputs<'_>, internal: &BTreeSet<String>) -> BTreeMap<Key, Gath
 /// A translated port that has a socket too is one with it: Docker's proxy holds it for this host's own use.
 fn publish(others: &Comparison, all: &mut BTreeMap<Key, Gathered>) {
     for published in &others.published {
-        let is_it = |key: &&Key| (key.0, key.1, &key.5) == (published.transport, published.port, &Kind::Outside);
+        let is_it =
+            |key: &&Key| (key.0, key.1, &key.5) == (published.transport, published.port, &Kind::Outside);
         let key = all.keys().find(is_it).cloned();
-        let key = key.unwrap_or((published.transport, published.port, None, None, None, Kind::Outside));
+        let key = key.unwrap_or((
+            published.transport,
+            published.port,
+            None,
+            None,
+            None,
+            Kind::Outside,
+        ));
         let gathered = all.entry(key).or_default();
         gathered.families.insert(published.family);
         gathered.published.insert(published.family, published.to.clone());
@@ -222,7 +238,8 @@ fn listener(key: Key, gathered: Gathered, all: &[Grant], conflicts: &[Conflict])
     let mut by = Vec::new();
     if kind == Kind::Outside {
         for grant in all {
-            let families: BTreeSet<Family> = grant.families.intersection(&gathered.families).copied().collect();
+            let families: BTreeSet<Family> =
+                grant.families.intersection(&gathered.families).copied().collect();
             if !families.is_empty() {
                 let dropped_by = dropped_by(grant, conflicts, gathered.published.is_empty());
                 by.push(Grant {
@@ -236,10 +253,19 @@ fn listener(key: Key, gathered: Gathered, all: &[Grant], conflicts: &[Conflict])
     let reach = match kind {
         Kind::Loopback => Reach::Loopback,
         Kind::Containers => Reach::Containers,
-        Kind::Outside => by.iter().map(|grant| grant.who.reach()).min().unwrap_or(Reach::Nobody),
+        Kind::Outside => by
+            .iter()
+            .map(|grant| grant.who.reach())
+            .min()
+            .unwrap_or(Reach::Nobody),
     };
     let published_to: BTreeSet<String> = gathered.published.into_values().map(|to| target(&to)).collect();
-    let names: Vec<&str> = gathered.program.iter().map(Program::short).chain(unit.as_deref()).collect();
+    let names: Vec<&str> = gathered
+        .program
+        .iter()
+        .map(Program::short)
+        .chain(unit.as_deref())
+        .collect();
     let inner = published_to.iter().find_map(|to| to.parse::<SocketAddr>().ok());
     let cleartext = cleartext::usually(transport, inner.map_or(port, |to| to.port()), &names);
     Listener {
@@ -251,17 +277,18 @@ fn listener(key: Key, gathered: Gathered, all: &[Grant], conflicts: &[Conflict])
         uid,
         published_to,
         reach,
-        by: grants::merged(by),
+        by: merged(by),
         cleartext,
     }
 }
 
 /// `DNAT to 172.17.0.2:80` goes to `172.17.0.2:80`.
 fn target(words: &str) -> String {
+    let lower = words.to_ascii_lowercase();
     match words.split_once(" to ") {
         Some((_, to)) => to.to_owned(),
-        None if words.is_empty() => "somewhere else".to_owned(),
-        None => words.to_owned(),
+        None if lower.starts_with("redir") => "another port of this host".to_owned(),
+        None => "another address".to_owned(),
     }
 }
 
@@ -273,7 +300,10 @@ fn dropped_by(grant: &Grant, conflicts: &[Conflict], to_this_host: bool) -> Opti
     };
     let conflict = conflicts.iter().find(hits)?;
     let verb = if conflict.certain { "drops" } else { "may drop" };
-    Some(format!("table {}, chain {} {verb} it", conflict.table, conflict.chain))
+    Some(format!(
+        "table {}, chain {} {verb} it",
+        conflict.table, conflict.chain
+    ))
 }
 
 impl Exposure {
@@ -286,7 +316,10 @@ impl Exposure {
 impl Listener {
     /// Whether somebody outside gets at it.
     pub fn is_reachable(&self) -> bool {
-        matches!(self.reach, Reach::Anybody | Reach::Unknown | Reach::Named | Reach::Peers | Reach::Base)
+        matches!(
+            self.reach,
+            Reach::Anybody | Reach::Unknown | Reach::Named | Reach::Peers | Reach::Base
+        )
     }
 
     /// Whether anybody gets at it, and no rule of the spec says so.
@@ -297,7 +330,11 @@ impl Listener {
 
     /// Whether anybody gets at it by a rule that names so many ports that nobody meant this one.
     pub fn is_swept_in(&self) -> bool {
-        let mut anybody = self.by.iter().filter(|grant| grant.who.reach() == Reach::Anybody).peekable();
+        let mut anybody = self
+            .by
+            .iter()
+            .filter(|grant| grant.who.reach() == Reach::Anybody)
+            .peekable();
         anybody.peek().is_some() && anybody.all(|grant| grant.is_sweeping)
     }
 }

@@ -59,7 +59,10 @@ pub struct Program {
 impl Program {
     /// What to call it: the file's name, for a process may call itself what it likes.
     pub fn short(&self) -> &str {
-        let file = self.file.as_deref().map(|file| file.trim_end_matches(" (deleted)"));
+        let file = self
+            .file
+            .as_deref()
+            .map(|file| file.trim_end_matches(" (deleted)"));
         let last = file.and_then(|file| file.rsplit('/').next());
         last.filter(|last| !last.is_empty()).unwrap_or(&self.name)
     }
@@ -180,14 +183,23 @@ mod tests {
         for (path, unit) in [
             ("system.slice/ssh.service", Some("ssh.service")),
             ("system.slice/ssh.socket", Some("ssh.socket")),
-            ("system.slice/system-getty.slice/getty@tty1.service", Some("getty@tty1.service")),
-            ("user.slice/user-1000.slice/session-3.scope", Some("session-3.scope")),
+            (
+                "system.slice/system-getty.slice/getty@tty1.service",
+                Some("getty@tty1.service"),
+            ),
+            (
+                "user.slice/user-1000.slice/session-3.scope",
+                Some("session-3.scope"),
+            ),
             // What a user makes is below the user's own unit.
             (
                 "user.slice/user-1000.slice/user@1000.service/ssh.service",
                 Some("user@1000.service"),
             ),
-            ("system.slice/docker-0a.scope/system.slice/ssh.service", Some("docker-0a.scope")),
+            (
+                "system.slice/docker-0a.scope/system.slice/ssh.service",
+                Some("docker-0a.scope"),
+            ),
             ("init.scope", Some("init.scope")),
             ("system.slice/_cpu.service", Some("cpu.service")),
             ("system.slice", None),
@@ -244,8 +256,14 @@ mod tests {
         ]
         .map(|(unit, kind, at)| (unit.to_owned(), kind.to_owned(), at.to_owned()))
         .into();
-        assert_eq!(activated_by(&socket("[::]:22", false), &listens), Some("ssh.socket"));
-        assert_eq!(activated_by(&socket("[fe80::1]:23", false), &listens), Some("c.socket"));
+        assert_eq!(
+            activated_by(&socket("[::]:22", false), &listens),
+            Some("ssh.socket")
+        );
+        assert_eq!(
+            activated_by(&socket("[fe80::1]:23", false), &listens),
+            Some("c.socket")
+        );
         assert_eq!(activated_by(&socket("0.0.0.0:22", false), &listens), None);
     }
 

@@ -69,7 +69,11 @@ fn one(gate: &Ruleset, socket: Socket) -> Listener {
 
 /// Each who gets in, with its rule.
 fn by(listener: &Listener) -> Vec<String> {
-    listener.by.iter().map(|grant| format!("{}: {}", grant.rule, grant.who)).collect()
+    listener
+        .by
+        .iter()
+        .map(|grant| format!("{}: {}", grant.rule, grant.who))
+        .collect()
 }
 
 #[test]
@@ -77,8 +81,16 @@ fn each_listener_has_who_gets_in_and_by_which_rule() {
     let gate = gate(&spec(SPEC));
     let peers = "peers: 2 peer addresses";
     for (socket, reach, rules) in [
-        (socket(Tcp, "[::]:22"), Reach::Anybody, vec![peers, "rule ssh: anybody"]),
-        (socket(Tcp, "0.0.0.0:23"), Reach::Peers, vec!["peers: 1 peer address"]),
+        (
+            socket(Tcp, "[::]:22"),
+            Reach::Anybody,
+            vec![peers, "rule ssh: anybody"],
+        ),
+        (
+            socket(Tcp, "0.0.0.0:23"),
+            Reach::Peers,
+            vec!["peers: 1 peer address"],
+        ),
         (
             socket(Tcp, "[::]:80"),
             Reach::Named,
@@ -115,7 +127,10 @@ fn each_listener_has_who_gets_in_and_by_which_rule() {
         (socket(Tcp, "[::ffff:127.0.0.1]:22"), Reach::Loopback, vec![]),
     ] {
         let listener = one(&gate, socket);
-        assert_eq!((listener.reach, by(&listener)), (reach, rules.iter().map(|r| (*r).to_owned()).collect()));
+        assert_eq!(
+            (listener.reach, by(&listener)),
+            (reach, rules.iter().map(|r| (*r).to_owned()).collect())
+        );
         assert!(!listener.is_unnamed());
         assert_eq!(listener.is_swept_in(), listener.port == 9001);
     }
@@ -163,12 +178,17 @@ fn without_a_gate_anybody_gets_at_everything_and_a_rule_of_others_is_not_judged(
         verdict: Some(Verdict::Accept),
     };
     let rules = &mut changed.chains[0].rules;
-    rules.insert(0, foreign(vec![Match::Protocol(6), Match::Foreign("xfrm".into())]));
+    rules.insert(
+        0,
+        foreign(vec![Match::Protocol(6), Match::Foreign("xfrm".into())]),
+    );
     assert_eq!(one(&changed, anything()).reach, Reach::Unknown);
     assert_eq!(one(&changed, socket(Udp, "[::]:4711")).reach, Reach::Peers);
     // One that can be judged is, and the spec does not name it.
     let mut changed = gate(&spec(""));
-    changed.chains[0].rules.insert(0, foreign(vec![Match::Protocol(6)]));
+    changed.chains[0]
+        .rules
+        .insert(0, foreign(vec![Match::Protocol(6)]));
     assert!(one(&changed, anything()).is_unnamed());
 }
 
@@ -194,8 +214,62 @@ fn what_is_published_is_one_with_its_proxy_and_stands_alone_without() {
         .collect();
     // It is HTTP by the container's port.
     let http = Some("HTTP");
-    assert_eq!(seen, [(22, Some(0), Reach::Anybody, http), (82, None, Reach::Anybody, http)]);
-    assert_eq!(exposure.listeners[1].published_to, ["172.17.0.2:80".to_owned()].into());
+    assert_eq!(
+        seen,
+        [
+            (22, Some(0), Reach::Anybody, http),
+            (82, None, Reach::Anybody, http)
+        ]
+    );
+    assert_eq!(
+        exposure.listeners[1].published_to,
+        ["172.17.0.2:80".to_owned()].into()
+    );
+}
+
+#[test]
+fn what_another_table_drops_is_named_beside_it_and_counts_as_reachable() {
+    let gate = gate(&spec(SPEC));
+    let conflict = |hook| Conflict {
+        table: "ip filter".into(),
+        chain: "INPUT".into(),
+        hook,
+        priority: 0,
+        handle: None,
+        rule: "DROP".into(),
+        certain: true,
+        program: crate::policy::conflicts::Program::Ufw,
+        hits: vec![crate::policy::conflicts::Hit {
+            rule: "rule ssh".into(),
+            packet: String::new(),
+            opens: None,
+        }],
+    };
+    let published = Published {
+        transport: Tcp,
+        port: 22,
+        family: Family::Ipv4,
+        to: "redir".into(),
+        table: "ip nat".into(),
+    };
+    let drops = Some("table ip filter, chain INPUT drops it".to_owned());
+    for (hook, publish, expected) in [
+        ("input", false, drops.clone()),
+        // What goes to a container passes no chain at input.
+        ("input", true, None),
+        ("prerouting", true, drops.clone()),
+    ] {
+        let others = Comparison {
+            conflicts: vec![conflict(hook)],
+            published: publish.then(|| published.clone()).into_iter().collect(),
+            ..Comparison::default()
+        };
+        let exposure = judged(&gate, &[socket(Tcp, "[::]:22")], &others);
+        let ssh = &exposure.listeners[0];
+        let dropped: Vec<_> = ssh.by.iter().map(|grant| grant.dropped_by.clone()).collect();
+        assert_eq!((ssh.reach, dropped), (Reach::Anybody, vec![None, expected]));
+        assert_eq!(ssh.published_to.contains("another port of this host"), publish);
+    }
 }
 
 #[test]
@@ -223,7 +297,9 @@ fn what_nobody_serves_is_named_and_what_is_served_is_not() {
     assert_eq!(unserved, expected.map(|(rule, ports)| (rule, ports.to_owned())));
     // A client's socket is of interest only if more than peers get at it.
     assert_eq!((exposure.clients, exposure.listeners.len()), (1, 3));
-    let wide = self::gate(&spec(r#","firewall":{"ingress":[{"id":"a","from_port":1,"to_port":65535}]}"#));
+    let wide = self::gate(&spec(
+        r#","firewall":{"ingress":[{"id":"a","from_port":1,"to_port":65535}]}"#,
+    ));
     let exposure = judged(&wide, &sockets, &Comparison::default());
     assert_eq!((exposure.clients, exposure.listeners.len()), (0, 4));
 }
@@ -265,7 +341,9 @@ fn a_hundred_thousand_peers_are_one_question() {
     let gate = gate(&spec(&rest));
     let doors = grants::Doors::of(&gate, "eth0");
     assert!(doors.largest_asked() <= 8, "{}", doors.largest_asked());
-    let sockets: Vec<_> = (1..500).map(|port| socket(Tcp, &format!("0.0.0.0:{port}"))).collect();
+    let sockets: Vec<_> = (1..500)
+        .map(|port| socket(Tcp, &format!("0.0.0.0:{port}")))
+        .collect();
     let exposure = judged(&gate, &sockets, &Comparison::default());
     assert_eq!(exposure.listeners.len(), 499);
     assert_eq!(by(&exposure.listeners[0]), ["peers: 100000 peer addresses"]);
@@ -289,7 +367,10 @@ struct RuleOf {
 fn rule() -> impl Strategy<Value = RuleOf> {
     let source = (address(), 0..=9u8).prop_map(|(ip, n)| {
         let longest = if ip.is_ipv4() { 32 } else { 128 };
-        (ip, longest - n.min(8) * u8::from(n < 9) - if n == 9 { longest } else { 0 })
+        (
+            ip,
+            longest - n.min(8) * u8::from(n < 9) - if n == 9 { longest } else { 0 },
+        )
     });
     (
         prop::sample::select(vec!["tcp", "udp", "any"]),
@@ -337,7 +418,12 @@ fn says(grant: &Grant, spec: &Spec, source: IpAddr) -> bool {
     }
     match grant.rule.strip_prefix("rule ") {
         Some(id) => {
-            let rule = spec.firewall.ingress.iter().find(|rule| rule.id.as_str() == id).unwrap();
+            let rule = spec
+                .firewall
+                .ingress
+                .iter()
+                .find(|rule| rule.id.as_str() == id)
+                .unwrap();
             rule.sources.is_empty() || rule.sources.iter().any(|range| range.net().contains(&source))
         }
         None => grant.rule == "peers" && spec.peer_addresses().any(|peer| peer == source),

@@ -55,7 +55,10 @@ fn judge(exposure: &Exposure) -> Finding {
     let unnamed = all(&|listener| listener.is_unnamed());
     if !unnamed.is_empty() {
         return Finding::fail(
-            format!("anybody gets at what no rule of the spec names: {}", told(&unnamed)),
+            format!(
+                "anybody gets at what no rule of the spec names: {}",
+                told(&unnamed)
+            ),
             "see `firewall.applied` and `firewall.default-deny`: the gate is not as it should be",
         );
     }
@@ -95,10 +98,16 @@ fn words(exposure: &Exposure) -> String {
         .reachable()
         .filter(|listener| listener.reach == Reach::Anybody)
         .collect();
-    let named = exposure.reachable().filter(|listener| listener.reach == Reach::Named).count();
+    let named = exposure
+        .reachable()
+        .filter(|listener| listener.reach == Reach::Named)
+        .count();
     match anybody.len() {
         0 => format!("nothing that listens is open to anybody, {named} to named sources"),
-        _ => format!("open to anybody: {}; {named} more to named sources", told(&anybody)),
+        _ => format!(
+            "open to anybody: {}; {named} more to named sources",
+            told(&anybody)
+        ),
     }
 }
 
@@ -112,11 +121,18 @@ fn told(listeners: &[&Listener]) -> String {
                 (None, Some(unit)) => format!(" ({unit})"),
                 (None, None) => String::new(),
             };
-            (listener.port, format!("{}/{}{what}", listener.port, listener.protocol))
+            (
+                listener.port,
+                format!("{}/{}{what}", listener.port, listener.protocol),
+            )
         })
         .collect();
     let more = each.len().saturating_sub(MAX_TOLD);
-    let shown: Vec<&str> = each.iter().take(MAX_TOLD).map(|(_, text)| text.as_str()).collect();
+    let shown: Vec<&str> = each
+        .iter()
+        .take(MAX_TOLD)
+        .map(|(_, text)| text.as_str())
+        .collect();
     match more {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
@@ -196,12 +212,28 @@ mod tests {
             crowd,
         };
         for (listeners, status, words) in [
-            (vec![], Status::Pass, "nothing that listens is open to anybody, 0 "),
-            (vec![ssh()], Status::Pass, "open to anybody: 22/tcp (a.service); 0 more"),
-            (vec![ssh(), telnet(peers)], Status::Pass, "0 more to named sources"),
+            (
+                vec![],
+                Status::Pass,
+                "nothing that listens is open to anybody, 0 ",
+            ),
+            (
+                vec![ssh()],
+                Status::Pass,
+                "open to anybody: 22/tcp (a.service); 0 more",
+            ),
+            (
+                vec![ssh(), telnet(peers)],
+                Status::Pass,
+                "0 more to named sources",
+            ),
             (vec![ssh(), telnet(many(false))], Status::Pass, "1 more"),
             (vec![ssh(), telnet(many(true))], Status::Warn, "23/tcp (Telnet)"),
-            (vec![ssh(), telnet(Who::Anybody)], Status::Warn, "cleartext: 23/tcp (Telnet)"),
+            (
+                vec![ssh(), telnet(Who::Anybody)],
+                Status::Warn,
+                "cleartext: 23/tcp (Telnet)",
+            ),
             (
                 vec![listener(4711, "rule all", Who::Anybody, true)],
                 Status::Warn,
@@ -221,7 +253,10 @@ mod tests {
             let finding = finding(listeners);
             assert_eq!(finding.status, status, "{}", finding.summary);
             assert!(finding.summary.contains(words), "{}", finding.summary);
-            assert_eq!(finding.remedy.is_some(), matches!(status, Status::Warn | Status::Fail));
+            assert_eq!(
+                finding.remedy.is_some(),
+                matches!(status, Status::Warn | Status::Fail)
+            );
         }
     }
 
