@@ -5,55 +5,81 @@
 //! May not live here: judging (`policy::exposure`).
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::policy::conflicts::{Comparison, uplinks};
 use crate::policy::exposure::socket::activated_by;
 use crate::policy::exposure::{Exposure, Inputs, judge};
-use crate::policy::links::LinkSettings;
+use crate::policy::links::{Link, LinkSettings};
 use crate::policy::observation::{Gate, Observed};
+use crate::policy::ruleset::Ruleset;
 use crate::system::listeners::Found;
 use crate::system::{addresses, links, listeners, socket_owners, socket_units};
 
 /// The unit of systemd's own process.
 const INIT: &str = "init.scope";
 
-/// Looks at all sockets and judges them against what the kernel holds. Programs are named only where that is
-/// asked for: it takes rights that the daemon does not have.
+/// What is judged, as it was read.
+struct Seen {
+    found: Found,
+    links: Vec<Link>,
+    addresses: Vec<(String, IpAddr)>,
+}
+
+/// Looks at all sockets and judges them against what the kernel holds, off the caller's thread. Programs are
+/// named only where that is asked for: it takes rights that the daemon does not have.
 ///
 /// # Errors
 /// When the sockets, the gate, other tables or the links can't be read.
 pub async fn look(
-    gate: &Gate,
+    gate: &Arc<Gate>,
     others: &Observed<Comparison>,
     settings: &LinkSettings,
     programs: bool,
 ) -> Observed<Exposure> {
-    let held = gate
-        .held
-        .as_ref()
-        .map_err(|reason| format!("nf_tables can't be read: {reason}"))?;
-    let others = others
-        .as_ref()
-        .map_err(|reason| format!("other tables can't be read: {reason}"))?;
+    let others = others.clone();
+    let others = others.map_err(|reason| format!("other tables can't be read: {reason}"))?;
+    let mut seen = apart(move || read(programs)).await?;
+    let unread = name_units(&mut seen.found).await;
+    let (gate, settings) = (gate.clone(), settings.clone());
+    let mut exposure = apart(move || judged(&seen, &gate, &others, &settings)).await?;
+    exposure.not_looked_into.extend(unread);
+    Ok(exposure)
+}
+
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> Observed<T> + Send + 'static) -> Observed<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| error.to_string())?
+}
+
+fn read(programs: bool) -> Observed<Seen> {
     let links = links::read().map_err(|error| format!("links can't be read: {error}"))?;
     let addresses = addresses::read().map_err(|error| format!("addresses can't be read: {error}"))?;
     let names: BTreeMap<u32, String> = links.iter().map(|link| (link.index, link.name.clone())).collect();
     let mut found = listeners::read(&names)
         .map_err(|error| format!("the kernel does not list sockets (sock_diag): {error}"))?;
-    let unread = name_units(&mut found).await;
     if programs {
         name_programs(&mut found);
     }
-    let empty = crate::policy::ruleset::Ruleset::default();
-    let mut exposure = judge(Inputs {
-        sockets: &found.sockets,
-        ephemeral: &found.ephemeral,
+    Ok(Seen {
+        found,
+        links,
+        addresses,
+    })
+}
+
+fn judged(seen: &Seen, gate: &Gate, others: &Comparison, settings: &LinkSettings) -> Observed<Exposure> {
+    let held = gate.held.as_ref();
+    let held = held.map_err(|reason| format!("nf_tables can't be read: {reason}"))?;
+    let empty = Ruleset::default();
+    Ok(judge(Inputs {
+        sockets: &seen.found.sockets,
+        ephemeral: &seen.found.ephemeral,
         gate: held.as_deref().unwrap_or(&empty),
-        uplinks: &uplinks(&links, settings, &addresses),
+        uplinks: &uplinks(&seen.links, settings, &seen.addresses),
         others,
-    });
-    exposure.not_looked_into.extend(unread);
-    Ok(exposure)
+    }))
 }
 
 /// What systemd's own process listens for belongs to its socket units.

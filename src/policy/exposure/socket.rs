@@ -150,13 +150,14 @@ pub fn activated_by<'a>(socket: &Socket, listens: &'a [(String, String, String)]
         Transport::Udp => "Datagram",
     };
     let is_it = |(_, of, address): &&(String, String, String)| {
-        let at = address.split('%').next().unwrap_or_default();
-        // A link-local address has its interface behind it: `[fe80::1%eth0]:22`.
-        let at = match address.rsplit_once("]:") {
-            Some((_, port)) if address.contains('%') => format!("{at}]:{port}"),
-            _ => at.to_owned(),
-        };
-        of == kind && at.parse() == Ok(socket.local)
+        // A link-local address has its interface somewhere: `[fe80::1]:22%eth0`, `[fe80::1%eth0]:22`.
+        let start = address.split('%').next().unwrap_or_default();
+        let port = address.rsplit_once("]:").map_or("", |(_, port)| port);
+        let inner = format!("{start}]:{port}");
+        of == kind
+            && [start, inner.as_str()]
+                .iter()
+                .any(|text| text.parse() == Ok(socket.local))
     };
     listens.iter().find(is_it).map(|(unit, ..)| unit.as_str())
 }
@@ -253,6 +254,7 @@ mod tests {
             ("b.socket", "Datagram", "[::]:22"),
             ("ssh.socket", "Stream", "[::]:22"),
             ("c.socket", "Stream", "[fe80::1%eth0]:23"),
+            ("d.socket", "Stream", "[fe80::1]:24%eth0"),
         ]
         .map(|(unit, kind, at)| (unit.to_owned(), kind.to_owned(), at.to_owned()))
         .into();
@@ -263,6 +265,10 @@ mod tests {
         assert_eq!(
             activated_by(&socket("[fe80::1]:23", false), &listens),
             Some("c.socket")
+        );
+        assert_eq!(
+            activated_by(&socket("[fe80::1]:24", false), &listens),
+            Some("d.socket")
         );
         assert_eq!(activated_by(&socket("0.0.0.0:22", false), &listens), None);
     }
