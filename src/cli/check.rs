@@ -35,7 +35,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
         };
         let gate = Arc::new(gate::observe(&settings, spec.as_ref()));
         let conflicts = neighbours::look(&gate.planned, &settings.links).await;
-        let exposure = exposure::look(&gate, &conflicts, &settings.links, true).await;
+        let exposure = exposure::look(&gate, &conflicts, &settings.links, false).await;
         let seen = Observations {
             gate,
             trial_until: None,

@@ -71,6 +71,14 @@ docker run -d --stop-signal KILL --name shut -p 8081:80 server:latest /bin/busyb
 const REDIRECT: &str = "nft 'table ip other { chain pre { type nat hook prerouting priority -100; \
     tcp dport 7010 redirect to :7001; }; }'";
 
+/// How long the daemon's looks took.
+const METRICS: &str = r#"python3 -c '
+import json, socket
+s = socket.socket(socket.AF_UNIX); s.connect("/run/portcullis/control.sock")
+s.sendall(b"{\"request\":\"metrics\"}\n")
+text = json.loads(b"".join(iter(lambda: s.recv(65536), b"")))["text"]
+print("\n".join(l for l in text.splitlines() if "exposure" in l or "resident" in l))'"#;
+
 /// Rules for all but 7007, 7009 and 8081.
 const RULES: [&str; 11] = [
     "22/tcp", "7001/tcp", "7001/udp", "7002/tcp", "7002/udp", "7003/tcp", "7005/tcp", "7006/tcp", "7008/tcp",
@@ -258,6 +266,7 @@ fn the_exposure_table_says_who_really_gets_at_what() {
     forged_names_make_no_lines(&world);
     the_report_says_it_too(&world);
     a_rule_changes_both(&mut world);
+    without_a_gate_it_fails(&world);
 }
 
 fn names_and_places(world: &World, table: &Value) {
@@ -365,10 +374,13 @@ fn the_report_says_it_too(world: &World) {
         assert_eq!(of(port)["unit"], unit);
     }
     assert_eq!(of(7004)["reach"], "named");
-    let took = world
-        .machine
-        .ok("portcullis firewall exposure --format json > /dev/null; ls -d /sys/fs/cgroup/*/* | wc -l");
-    println!("{took}");
+    // What is relied on where systemd makes the socket in its own control group.
+    let listens = world.machine.ok(
+        "busctl get-property org.freedesktop.systemd1 /org/freedesktop/systemd1/unit/activated_2esocket \
+         org.freedesktop.systemd1.Socket Listen",
+    );
+    assert_eq!(listens, r#"a(ss) 1 "Stream" "[::]:7008""#);
+    println!("{}", world.machine.ok(METRICS));
 }
 
 /// The positive control: what is shut is let in by a rule, and then the table says so.
@@ -404,4 +416,23 @@ fn a_rule_changes_both(world: &mut World) {
         "{}",
         check.summary
     );
+}
+
+/// Without the table anybody gets at everything but loopback, and that is what is said.
+fn without_a_gate_it_fails(world: &World) {
+    world
+        .machine
+        .ok("systemctl stop portcullis && nft delete table inet portcullis");
+    let open = eventually(SOON, "the table and the probes say the same", || {
+        world.differences()
+    });
+    let table = world.table();
+    assert_eq!(table["status"], "fail", "{table}");
+    assert_eq!(World::row(&table, Tcp, 7007)["reach"], "anybody");
+    println!("{open} probes got in without a gate");
+    world.machine.ok("systemctl start portcullis");
+    world.machine.until_ready();
+    world
+        .machine
+        .until_check(CheckId::ExposureListeners, Status::Pass);
 }
