@@ -9,6 +9,7 @@ mod audit;
 mod check;
 mod denied;
 mod explain;
+mod exposure;
 mod firewall;
 mod front;
 mod keys;

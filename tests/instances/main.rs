@@ -30,6 +30,7 @@ mod dhcp;
 mod endpoint;
 mod enrol;
 mod example;
+mod exposure;
 mod faults;
 mod first_contact;
 mod front;
