@@ -6,6 +6,7 @@ mod absent;
 mod access;
 mod apply;
 mod audit;
+mod bug_report;
 mod check;
 mod denied;
 mod explain;
@@ -115,6 +116,12 @@ enum Command {
         portcullis audit verify"
     )]
     Audit(audit::AuditArguments),
+    /// Pack what somebody needs who helps from afar into one file, without secrets.
+    #[command(
+        after_help = "It works without the daemon, changes nothing, and says what is in it. Look at it before you send it.\n\n\
+        Examples:\n  portcullis bug-report\n  portcullis bug-report -o - | ssh laptop 'cat > report.tar.gz'"
+    )]
+    BugReport(bug_report::BugReportArguments),
     /// Show what fails, since when, why and what to do, and who is let in.
     #[command(
         after_help = "Examples:\n  portcullis status --watch\n  portcullis status --watch --format json | jq -c .ready"
@@ -196,6 +203,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Keys(command) => keys::run(&global, &command),
         Command::Access(command) => access::run(&global, &command),
         Command::Audit(arguments) => audit::run(&global, &arguments),
+        Command::BugReport(arguments) => bug_report::run(&global, &arguments),
         Command::Explain(arguments) => explain::run(&global, &arguments),
         Command::Status(status) => status::run(&global, &status),
     }

@@ -21,6 +21,7 @@ mod api_commands;
 mod api_refusals;
 mod audit;
 mod boot;
+mod bug_report;
 mod changes;
 mod client;
 mod cluster;
