@@ -185,6 +185,12 @@ fn a_bug_report_comes_without_daemon_settings_or_room() {
     let found = machine.run("grep -rF hunter2 /run/bundle");
     assert_eq!(found.code, Some(1), "{found:?}");
 
+    // What the remedies lead to is there, without a network and without a browser.
+    machine.ok(
+        "zcat /usr/share/man/man7/portcullis-operations.7.gz | grep -q '^.SS firewall.default-deny' && \
+         grep -q firewall.default-deny /usr/share/doc/portcullis/operations.md",
+    );
+
     machine.ok("touch /run/there");
     let output = machine.run("portcullis bug-report -o /run/there");
     assert_eq!(output.code, Some(2), "{output:?}");
