@@ -30,6 +30,7 @@ use portcullis_protocol::spec::MAX_SPEC_BYTES;
 use serde::Serialize;
 
 use crate::config::{ConfigError, Settings};
+use crate::system::memory;
 
 /// Shut a cloud instance, let in exactly what was named, and prove it.
 #[derive(Debug, Parser)]
@@ -177,6 +178,10 @@ pub fn command() -> clap::Command {
 /// Parses the arguments of the process, does what they say, and gives the exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Before anything that is secret is read.
+    if let Err(reason) = memory::keep_out_of_cores() {
+        eprintln!("portcullis: warning: a crash could write secrets to a disk: {reason}");
+    }
     match dispatch(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

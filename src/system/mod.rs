@@ -21,6 +21,7 @@ pub mod key_files;
 pub mod key_place;
 pub mod links;
 pub mod logind;
+pub mod memory;
 pub mod netlink;
 pub mod nflog;
 pub mod nftables;

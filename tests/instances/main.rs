@@ -47,6 +47,7 @@ mod push_auth;
 mod readiness;
 mod receiver;
 mod releases;
+mod secrets;
 mod sessions;
 mod specs;
 mod spool;
