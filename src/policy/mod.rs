@@ -24,6 +24,7 @@ pub mod links;
 pub mod metadata;
 pub mod observation;
 pub mod readiness;
+pub mod redaction;
 pub mod ruleset;
 pub mod spool;
 pub mod ssh_algorithms;

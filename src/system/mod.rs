@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod addresses;
+pub mod archive;
 pub mod as_user;
 pub mod audit_file;
 pub mod callers;
@@ -21,6 +22,7 @@ pub mod key_place;
 pub mod links;
 pub mod listeners;
 pub mod logind;
+pub mod memory;
 pub mod netlink;
 pub mod nflog;
 pub mod nftables;

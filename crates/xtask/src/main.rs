@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+mod manual;
+
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -23,10 +25,17 @@ enum Task {
 
 fn main() -> io::Result<()> {
     match Task::parse() {
-        Task::Assets { outdir } => write_assets(
-            &outdir,
-            [portcullis::cli::command(), portcullis_provision::cli::command()],
-        ),
+        Task::Assets { outdir } => {
+            write_assets(
+                &outdir,
+                [portcullis::cli::command(), portcullis_provision::cli::command()],
+            )?;
+            let page = manual::man_page(
+                "portcullis-operations",
+                include_str!("../../../docs/operations.md"),
+            )?;
+            fs::write(outdir.join("man/portcullis-operations.7"), page)
+        }
     }
 }
 

@@ -86,10 +86,19 @@ pub fn checks(spec: Option<&Spec>, seen: &Observations, previous: &[Check], now:
                 summary: finding.summary,
                 evidence: finding.evidence,
                 since: before.map_or(now, |check| check.since),
-                remedy: finding.remedy,
+                remedy: guided(*id, finding.status, finding.remedy),
             }
         })
         .collect()
+}
+
+/// What to do, and where an instance has more of it: the page for incidents has a section for each check.
+fn guided(id: CheckId, status: Status, remedy: Option<String>) -> Option<String> {
+    match (status, remedy) {
+        (Status::Pass, remedy) => remedy,
+        (_, Some(remedy)) => Some(format!("{remedy}; more: portcullis-operations(7), {id}")),
+        (_, None) => Some(format!("see portcullis-operations(7), {id}")),
+    }
 }
 
 /// Whether the instance is ready: no required check fails or is unknown.
