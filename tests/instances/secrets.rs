@@ -260,9 +260,11 @@ fn crash(machine: &Machine) {
     }
     machine.until_ready();
     // The control: what does not protect itself leaves a core, with its memory, where it worked.
-    machine.run(&format!(
-        "systemd-run --quiet --wait -p LimitCORE=infinity -p WorkingDirectory=/srv bash -c 'x={CONTROL}; kill -SEGV $$'"
-    ));
+    let script = format!("x={CONTROL}; kill -SEGV $$");
+    put(machine, "../../run/hunt/crash", "600", &script);
+    machine.run(
+        "systemd-run --quiet --wait -p LimitCORE=infinity -p WorkingDirectory=/srv bash /run/hunt/crash",
+    );
     let cores = machine.ok("find / \\( -path /proc -o -path /sys \\) -prune -o -type f -name 'core*' -newer /etc/systemd/system/portcullis.service.d/core.conf -print");
     assert_eq!(cores, "/srv/core");
     let found = machine.run(&format!("grep -aqF {CONTROL} /srv/core"));
