@@ -18,7 +18,9 @@ use super::spool::{Added, Spool};
 use crate::config::report::ReportSettings;
 use crate::health::push::offer::{Offer, PushState, Said};
 use crate::identity::TlsIdentity;
+use crate::identity::time::KnownTime;
 use crate::log::id;
+use crate::system::clock;
 use crate::system::watch::{Topic, Watch};
 
 /// What the agent has to tell.
@@ -43,7 +45,12 @@ impl Outbox {
     pub fn start(settings: ReportSettings, state_dir: PathBuf, identity: Arc<TlsIdentity>) -> Self {
         let (updates, updated) = mpsc::unbounded_channel();
         let (said, answers) = mpsc::channel(8);
-        let (offer_sender, offers) = watch::channel(Offer::default());
+        let (offer_sender, offers) = watch::channel(Offer {
+            interval: settings.interval,
+            // Other than that of an earlier process, whose pusher may live on.
+            nudge: u64::try_from(clock::since_boot().as_millis()).unwrap_or_default(),
+            ..Offer::default()
+        });
         let (state_sender, state) = watch::channel(PushState::default());
         let (spool, reason) = Spool::open(&state_dir, settings.spool);
         if let Some(reason) = reason {
@@ -56,6 +63,7 @@ impl Outbox {
         let mut keeper = Keeper {
             settings,
             spool,
+            time: identity.clock().what_is_known(),
             identity,
             offers: offer_sender,
             state: state_sender,
@@ -114,6 +122,8 @@ struct Keeper {
     settings: ReportSettings,
     spool: Spool,
     identity: Arc<TlsIdentity>,
+    /// What was known of the time when the credentials were read.
+    time: KnownTime,
     offers: watch::Sender<Offer>,
     state: watch::Sender<PushState>,
     watch: Option<Watch>,
@@ -140,8 +150,9 @@ impl Keeper {
     }
 
     fn take(&mut self, update: Update) {
-        if !Arc::ptr_eq(&self.identity, &update.identity) {
-            self.identity = update.identity;
+        let time = update.identity.clock().what_is_known();
+        if !Arc::ptr_eq(&self.identity, &update.identity) || self.time != time {
+            (self.identity, self.time) = (update.identity, time);
             self.read_access();
         }
         // The first report of a process is told even if it says what an earlier one said.
@@ -172,8 +183,15 @@ impl Keeper {
         self.offer_oldest();
     }
 
+    /// Of changes, only the one that is offered can be done with.
     fn heard(&mut self, said: Said) {
+        let offered = self.offers.borrow().change.as_ref().map(|change| change.sequence);
         match said {
+            Said::Delivered { change: Some(other) } | Said::GivenUp { change: other, .. }
+                if offered != Some(other) =>
+            {
+                return;
+            }
             Said::Delivered { change } => {
                 if let Some(sequence) = change {
                     self.spool.done(sequence);
@@ -243,9 +261,11 @@ impl Keeper {
         });
         let (queued, oldest) = (self.spool.queue().len() as u64, self.spool.waits_since());
         let configured = self.offers.borrow().url.is_some();
-        self.state.send_modify(|state| {
-            state.configured = configured;
-            (state.queued, state.oldest, state.dropped) = (queued, oldest, dropped);
+        self.state.send_if_modified(|state| {
+            let before = (state.configured, state.queued, state.oldest, state.dropped);
+            (state.configured, state.queued, state.oldest, state.dropped) =
+                (configured, queued, oldest, dropped);
+            before != (configured, queued, oldest, dropped)
         });
     }
 

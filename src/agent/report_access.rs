@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::config::report::{Auth, ReportSettings};
 use crate::health::push::offer::{Access, Platform, Proof, ServiceKey};
 use crate::identity::TlsIdentity;
+use crate::identity::time::KnownTime;
 use crate::system::secret_files::{place, read_public, read_secret};
 
 /// Reads all that pushing needs.
@@ -18,11 +19,32 @@ use crate::system::secret_files::{place, read_public, read_secret};
 /// # Errors
 /// A reason for the operator that names the setting and the file, without any secret.
 pub fn load(settings: &ReportSettings, identity: &TlsIdentity) -> Result<Access, String> {
-    let authorities = settings.ca_file.as_deref().map(read_public).transpose();
     Ok(Access {
-        authorities: authorities.map_err(|reason| format!("report.ca_file: {reason}"))?,
+        time: identity.clock().what_is_known(),
+        authorities: authorities(settings)?,
         proof: proof(&settings.auth, identity)?,
     })
+}
+
+/// Reads what asking for a certificate needs; in a renewal the certificate is shown, PEM, with its key.
+///
+/// # Errors
+/// As [`load`].
+pub fn for_enrolment(
+    settings: &ReportSettings,
+    shown: Option<(String, Secret)>,
+    time: KnownTime,
+) -> Result<Access, String> {
+    Ok(Access {
+        time,
+        authorities: authorities(settings)?,
+        proof: shown.map_or(Proof::None, |(chain, key)| Proof::Certificate { chain, key }),
+    })
+}
+
+fn authorities(settings: &ReportSettings) -> Result<Option<String>, String> {
+    let read = settings.ca_file.as_deref().map(read_public).transpose();
+    read.map_err(|reason| format!("report.ca_file: {reason}"))
 }
 
 /// Files whose change is worth reading them again.

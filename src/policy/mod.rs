@@ -11,6 +11,7 @@ pub mod conflicts;
 pub mod danger;
 pub mod denied;
 pub mod explain;
+pub mod exposure;
 pub mod firewall;
 pub mod foreign;
 pub mod host_keys;

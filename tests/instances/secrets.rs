@@ -241,20 +241,27 @@ fn known_secrets_are_seen_by_nobody_else() {
 /// A crash with cores allowed, by an abort as after a panic, and by a bad access.
 fn crash(machine: &Machine) {
     machine.ok(
-        "mkdir -p /etc/systemd/system/portcullis.service.d; cd /etc/systemd/system/portcullis.service.d
-         printf '[Service]\\nLimitCORE=infinity\\n' > core.conf; systemctl daemon-reload; systemctl restart portcullis
+        "cd /etc/systemd/system; for unit in portcullis portcullis-front; do
+            mkdir -p $unit.service.d; printf '[Service]\\nLimitCORE=infinity\\n' > $unit.service.d/core.conf
+         done; systemctl daemon-reload; systemctl restart portcullis
          grep -q '^core$' /proc/sys/kernel/core_pattern",
     );
-    for signal in ["ABRT", "SEGV"] {
+    for (unit, signal) in [
+        ("portcullis", "ABRT"),
+        ("portcullis", "SEGV"),
+        ("portcullis-front", "ABRT"),
+        ("portcullis-front", "SEGV"),
+    ] {
         machine.until_ready();
-        let pid = machine.main_pid();
+        let main = || machine.unit(unit, "MainPID");
+        let pid = main();
         // The first SIGSEGV only takes the runtime's own handler away: it waits for the access to fail again.
-        eventually(SOON, "another daemon", || match machine.main_pid() {
+        eventually(SOON, "another process", || match main() {
             now if now == pid => {
                 machine.run(&format!("kill -{signal} {pid}"));
                 Err(now)
             }
-            0 => Err(0),
+            now if now == "0" => Err(now),
             _ => Ok(()),
         });
     }

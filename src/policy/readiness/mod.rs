@@ -5,6 +5,7 @@
 
 mod algorithms;
 mod conflicts;
+mod exposure;
 mod gate;
 mod host_keys;
 mod keys;
@@ -140,7 +141,7 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::TransitTls => transit(seen),
         CheckId::FirewallConflicts => conflicts::conflicts(&seen.conflicts),
         CheckId::StorageEncrypted => Finding::later("encryption of disks and swap"),
-        CheckId::ExposureListeners => Finding::later("listening sockets against the gate"),
+        CheckId::ExposureListeners => exposure::listeners(&seen.exposure),
     }
 }
 
