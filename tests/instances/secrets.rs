@@ -241,28 +241,37 @@ fn known_secrets_are_seen_by_nobody_else() {
 /// A crash with cores allowed, by an abort as after a panic, and by a bad access.
 fn crash(machine: &Machine) {
     machine.ok(
-        "mkdir -p /etc/systemd/system/portcullis.service.d; cd /etc/systemd/system/portcullis.service.d
-         printf '[Service]\\nLimitCORE=infinity\\n' > core.conf; systemctl daemon-reload; systemctl restart portcullis
+        "cd /etc/systemd/system; for unit in portcullis portcullis-front; do
+            mkdir -p $unit.service.d; printf '[Service]\\nLimitCORE=infinity\\n' > $unit.service.d/core.conf
+         done; systemctl daemon-reload; systemctl restart portcullis
          grep -q '^core$' /proc/sys/kernel/core_pattern",
     );
-    for signal in ["ABRT", "SEGV"] {
+    for (unit, signal) in [
+        ("portcullis", "ABRT"),
+        ("portcullis", "SEGV"),
+        ("portcullis-front", "ABRT"),
+        ("portcullis-front", "SEGV"),
+    ] {
         machine.until_ready();
-        let pid = machine.main_pid();
+        let main = || machine.unit(unit, "MainPID");
+        let pid = main();
         // The first SIGSEGV only takes the runtime's own handler away: it waits for the access to fail again.
-        eventually(SOON, "another daemon", || match machine.main_pid() {
+        eventually(SOON, "another process", || match main() {
             now if now == pid => {
                 machine.run(&format!("kill -{signal} {pid}"));
                 Err(now)
             }
-            0 => Err(0),
+            now if now == "0" => Err(now),
             _ => Ok(()),
         });
     }
     machine.until_ready();
     // The control: what does not protect itself leaves a core, with its memory, where it worked.
-    machine.run(&format!(
-        "systemd-run --quiet --wait -p LimitCORE=infinity -p WorkingDirectory=/srv bash -c 'x={CONTROL}; kill -SEGV $$'"
-    ));
+    let script = format!("x={CONTROL}; kill -SEGV $$");
+    put(machine, "../../run/hunt/crash", "600", &script);
+    machine.run(
+        "systemd-run --quiet --wait -p LimitCORE=infinity -p WorkingDirectory=/srv bash /run/hunt/crash",
+    );
     let cores = machine.ok("find / \\( -path /proc -o -path /sys \\) -prune -o -type f -name 'core*' -newer /etc/systemd/system/portcullis.service.d/core.conf -print");
     assert_eq!(cores, "/srv/core");
     let found = machine.run(&format!("grep -aqF {CONTROL} /srv/core"));
