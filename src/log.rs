@@ -65,6 +65,10 @@ pub mod id {
     pub const SSHD_CONFIGURED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e51";
     /// Our drop-in could not be put in place, or was taken back.
     pub const SSHD_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e52";
+    /// A process on the front's channel was turned away, or said what the front may not say.
+    pub const FRONT_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e60";
+    /// One of the two processes is not there for the other.
+    pub const FRONT_LOST: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e61";
     /// A caller over HTTPS was refused: its certificate, its role, or what it asked for.
     pub const ACCESS_REFUSED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e64";
     /// The owner revoked a role, or restored one.

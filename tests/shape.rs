@@ -60,6 +60,39 @@ fn policy_never_imports_system() {
     }
 }
 
+/// What speaks to the network asks the agent, and does nothing itself.
+#[test]
+fn the_front_never_imports_what_has_rights() {
+    // Modules that are tests alone.
+    let modules = fs::read_to_string("src/health/mod.rs").unwrap();
+    let of_tests = |path: &Path| {
+        let name = path.file_stem().unwrap().to_string_lossy();
+        modules.contains(&format!("#[cfg(test)]\nmod {name};"))
+    };
+    for (path, text) in rust_files("src/health") {
+        if of_tests(&path) {
+            continue;
+        }
+        let text = text
+            .split("#[cfg(test)]")
+            .next()
+            .unwrap()
+            .replace("crate::system::clock", "");
+        for right in [
+            "crate::agent",
+            "crate::system",
+            "crate::policy",
+            "std::fs",
+            "std::process",
+        ] {
+            let used = text
+                .lines()
+                .any(|line| !line.trim_start().starts_with("//") && line.contains(right));
+            assert!(!used, "{} uses {right}", path.display());
+        }
+    }
+}
+
 #[test]
 fn unsafe_stands_in_one_module_with_a_reason_each() {
     for (path, text) in rust_files("src").into_iter().chain(rust_files("crates")) {

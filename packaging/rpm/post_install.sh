@@ -1,4 +1,6 @@
 # After installing ($1: how many versions are then installed). Enabled and not started, as with the .deb.
+# The user of what speaks to the network, also in an image that is being built.
+systemd-sysusers portcullis.conf
 if [ "$1" -eq 1 ]; then
 	systemctl --no-reload preset portcullis.service portcullis-lockdown.service >/dev/null 2>&1 || :
 	if [ -d /run/systemd/system ]; then

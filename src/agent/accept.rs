@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::control::Caller;
 use super::state::{StateError, Trial};
 use super::{Agent, Scope};
+use crate::identity::caller::Authority;
 use crate::log::id;
 use crate::policy::danger::dangers;
 use crate::system::{callers, files};
@@ -117,10 +118,9 @@ impl Agent {
         }
         self.check_generation(terms)?;
         self.check_acceptable(&spec, terms)?;
-        let tls = self
-            .identity
-            .server_config(Some(&spec))
-            .map_err(|reason| (Refusal::BadInput, reason))?;
+        if let Some(pem) = spec.client_ca() {
+            Authority::new(pem).map_err(|reason| (Refusal::BadInput, reason))?;
+        }
         let spec = Arc::new(spec);
         let trial = terms.confirm.map(|time| Trial::of(spec.clone(), time));
         let saved = match &trial {
@@ -160,7 +160,7 @@ impl Agent {
         }
         self.spec = Some(spec.clone());
         self.refused = None;
-        self.published.send_modify(|published| published.tls = tls);
+        self.tell_front();
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
         Ok(true)
     }
@@ -284,10 +284,7 @@ impl Agent {
             warn!(MESSAGE_ID = id::DEGRADED, %error, "the trial that is over stays on disk until the next start");
         }
         self.seen.gate = self.guard.enforce(self.spec.clone()).await;
-        let tls = super::tls_or_without_authority(&self.identity, self.spec.as_deref());
-        if let Ok(tls) = tls {
-            self.published.send_modify(|published| published.tls = tls);
-        }
+        self.tell_front();
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
     }
 }

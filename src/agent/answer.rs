@@ -36,7 +36,7 @@ impl Agent {
         };
         match request {
             Request::Spec => Answer::Spec {
-                spec: self.spec.as_deref().cloned().map(Box::new),
+                spec: self.shown_spec(caller).map(Box::new),
             },
             Request::Status => match &self.report {
                 Some(report) => Answer::Report {
@@ -110,6 +110,10 @@ impl Agent {
             Request::RevokeAccess { role } => self.revoke_access(role, caller),
             Request::RestoreAccess { role } => self.restore_access(role, caller),
             Request::HandshakeRefused { reason } => self.handshake_refused(reason, caller),
+            Request::CallRefused {
+                status: 403, detail, ..
+            } => refused(Refusal::NotPermitted, detail),
+            Request::CallRefused { detail, .. } => refused(Refusal::BadInput, detail),
             Request::TrustHostKeys => self.trust_host_keys(caller).await,
             Request::Metrics => self.metrics(),
             Request::Identity { nonce } => self.identity_document(&nonce),
@@ -120,6 +124,15 @@ impl Agent {
                 self.applied(result.map(|()| true))
             }
         }
+    }
+
+    /// The spec for a caller. Secrets are not even told to the process that a remote caller is connected to.
+    fn shown_spec(&self, caller: &Caller) -> Option<Spec> {
+        let spec = self.spec.as_deref()?;
+        Some(match caller {
+            Caller::Local(_) => spec.clone(),
+            Caller::Remote(_) => spec.without_secrets(),
+        })
     }
 
     /// The control plane is shown no secrets, so it can't send them back.

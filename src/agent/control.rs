@@ -6,7 +6,6 @@
 //! May not live here: what a request does (`super::Agent`).
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,11 +13,12 @@ use std::time::Duration;
 
 use portcullis_protocol::Situation;
 use portcullis_protocol::control::{Answer, MAX_LINE, Refusal, Request};
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
+
+pub use crate::channel::Remote;
 
 /// Longest time for a caller to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
@@ -30,18 +30,6 @@ pub enum Caller {
     Local(Option<i32>),
     /// The control plane.
     Remote(Remote),
-}
-
-/// A caller over HTTPS, as far as TLS proved it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remote {
-    /// When its connection came, as time since boot.
-    pub since: Duration,
-    /// Where it came from.
-    pub address: SocketAddr,
-    /// The caller's certificate and those that it sent with it, DER. TLS proved that the caller has the
-    /// first one's key.
-    pub chain: Vec<Vec<u8>>,
 }
 
 /// A request, whose it is, and where its answer goes.
@@ -136,7 +124,8 @@ async fn write_line(writer: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<
     writer.write_all(&bytes).await
 }
 
-async fn ask(request: Request, caller: Caller, calls: &mpsc::Sender<Call>) -> Answer {
+/// Asks the agent in this process.
+pub(super) async fn ask(request: Request, caller: Caller, calls: &mpsc::Sender<Call>) -> Answer {
     let (sender, receiver) = oneshot::channel();
     if calls.send((request, caller, sender)).await.is_ok()
         && let Ok(answer) = receiver.await

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::control::refused;
 use super::first_contact::mac_key;
+use super::report_access;
 use super::state::Store;
 use super::{Agent, Scope};
 use crate::health::enrol::Errand;
@@ -154,12 +155,14 @@ impl Agent {
                 made,
             });
         }
+        let shown = self.identity.certified(instance).filter(|_| renewal);
+        let shown = shown.map(|certified| (certified.pem, self.identity.key_pem()));
         let asked = self.enrolment.asked.as_ref();
         let request = asked.map(|asked| &asked.request);
         Ok(Some(Errand {
             url: url.as_str().to_owned(),
             body: serde_json::to_string(&request).map_err(|e| e.to_string())?,
-            renewal: renewal.then(|| instance.to_owned()),
+            access: report_access::for_enrolment(&self.settings.report, shown),
         }))
     }
 
@@ -237,11 +240,7 @@ impl Agent {
             ENDS = %ends,
             "the control plane certified the TLS key until {ends}"
         );
-        let tls = super::tls_or_without_authority(&self.identity, self.spec.as_deref());
-        match tls {
-            Ok(tls) => self.published.send_modify(|published| published.tls = tls),
-            Err(reason) => return refused(Refusal::Failed, reason),
-        }
+        self.tell_front();
         self.reconcile(&[Scope::Endpoint].into()).await;
         Answer::Done
     }

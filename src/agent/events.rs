@@ -16,10 +16,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
+use super::front::{self, FrontState, StartedBy};
 use super::{Agent, Scope, control};
+use crate::channel;
 use crate::config::Settings;
-use crate::health::metrics::Counts;
-use crate::health::{enrol, push, server};
+use crate::health::push::offer::PushState;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, Observed};
@@ -30,6 +31,8 @@ use crate::system::watch::{Topic, Watch};
 const SETTLE: Duration = Duration::from_millis(5);
 /// Shortest time between two looks at logins because of files.
 const LOGINS_PAUSE: Duration = Duration::from_millis(800);
+/// How long the first look at the endpoint waits for the front: it takes a few milliseconds.
+const FRONT_TIME: Duration = Duration::from_secs(1);
 /// systemd tells of every job; at boot there are hundreds.
 const SETTLE_UNITS: Duration = Duration::from_millis(100);
 
@@ -37,12 +40,13 @@ const SETTLE_UNITS: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// When it can't start at all; the gate is in place then, if the kernel can hold one.
-pub async fn run(settings: Settings, started: impl FnOnce()) -> Result<(), String> {
+pub async fn run(settings: Settings, front: StartedBy, started: impl FnOnce()) -> Result<(), String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
     let mut agent = Agent::new(settings).await?;
-    let mut sources = Sources::open(&agent).await?;
+    let mut sources = Sources::open(&agent, front).await?;
     agent.audit_start();
+    sources.front_may_listen().await;
     agent.take_spec_file().await;
     agent.reconcile(&Scope::ALL.into()).await;
     agent.end_sessions();
@@ -78,6 +82,8 @@ enum Event {
     Call(control::Call),
     /// The time of a spec on trial is over.
     TrialEnds,
+    /// Pushing reports goes another way than before.
+    Deliveries,
     /// The audit log has something to write.
     Audit,
     /// The certificate is to be renewed.
@@ -95,6 +101,7 @@ async fn handle(agent: &mut Agent, event: Event) {
             let _ = answer.send(agent.answer_recorded(request, caller).await);
         }
         Event::TrialEnds => agent.end_trial().await,
+        Event::Deliveries => agent.tell_situation(),
         Event::Audit => agent.tend_audit(),
         Event::Renewal => agent.tend_enrolment(),
         Event::Alive => {}
@@ -130,12 +137,14 @@ struct Sources {
     logins_scope: Scope,
     /// When that happened last.
     logins_looked: Option<Instant>,
+    front: watch::Receiver<FrontState>,
+    deliveries: watch::Receiver<PushState>,
     watchdog: Option<Duration>,
     last_watchdog: Instant,
 }
 
 impl Sources {
-    async fn open(agent: &Agent) -> Result<Self, String> {
+    async fn open(agent: &Agent, front: StartedBy) -> Result<Self, String> {
         let settings = agent.settings();
         let (call_sender, calls) = mpsc::channel(8);
         let socket = settings.socket.display();
@@ -153,30 +162,17 @@ impl Sources {
                 warn!(MESSAGE_ID = id::DEGRADED, %error, "{socket}: local commands can't reach the daemon")
             }
         }
-        match server::bind(settings.listen).await {
-            Ok(listener) => {
-                let (limits, counts) = (settings.limits.clone(), Counts::default());
-                let (published, calls) = (agent.published(), call_sender.clone());
-                tokio::spawn(server::serve(listener, limits, published, calls, counts));
-            }
-            Err(error) => {
-                let listen = settings.listen;
-                warn!(MESSAGE_ID = id::DEGRADED, %listen, %error, "the HTTPS endpoint can't be bound");
-            }
-        }
         let outbox = agent.outbox();
-        tokio::spawn(push::run(
-            settings.report.interval,
-            outbox.offers(),
-            outbox.said(),
-        ));
-        let ca_file = settings.report.ca_file.clone();
-        tokio::spawn(enrol::run(
-            ca_file,
-            agent.identity(),
-            agent.errands(),
-            call_sender,
-        ));
+        let ends = front::Ends {
+            published: agent.published(),
+            offers: outbox.offers(),
+            said: outbox.said(),
+            errands: agent.errands(),
+            calls: call_sender,
+            state: agent.front().clone(),
+        };
+        let front_socket = channel::socket(&settings.socket);
+        tokio::spawn(async move { front::run(front, &front_socket, ends).await });
         let (unit_sender, units) = mpsc::channel(1);
         tokio::spawn(async move {
             while !unit_sender.is_closed() {
@@ -197,9 +193,18 @@ impl Sources {
             logins_due: None,
             logins_scope: Scope::KeyFiles,
             logins_looked: None,
+            front: agent.front().subscribe(),
+            deliveries: agent.outbox().state(),
             watchdog,
             last_watchdog: Instant::now(),
         })
+    }
+
+    /// Waits a moment for the front, so that the first report does not say that there is no endpoint.
+    async fn front_may_listen(&mut self) {
+        let decided = |state: &FrontState| !matches!(state, FrontState::Absent(_));
+        // Without a front the check of the endpoint says so.
+        let _ = timeout(FRONT_TIME, self.front.wait_for(decided)).await;
     }
 
     /// Watches the key files of the spec's users; where a folder is not there yet, the nearest one
@@ -274,6 +279,8 @@ impl Sources {
             () = until(self.logins_due) => self.look_at_logins(),
             Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
             Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
+            Ok(()) = self.deliveries.changed() => Event::Deliveries,
+            Ok(()) = self.front.changed() => Event::Look([Scope::Endpoint].into()),
             () = until(trial_ends) => Event::TrialEnds,
             () = until(agent.audit_due()) => Event::Audit,
             () = until(agent.renewal_due()) => Event::Renewal,

@@ -217,6 +217,7 @@ impl Agent {
     pub(super) fn prove_time(&self, unix: i64) {
         let clock = self.identity.clock();
         clock.prove(unix);
+        self.tell_front();
         if let Some(off) = clock.wrong_by() {
             warn!(
                 MESSAGE_ID = id::CLOCK_WRONG,

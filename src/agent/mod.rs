@@ -12,10 +12,12 @@ pub mod denied;
 mod enrol;
 pub mod events;
 mod first_contact;
+pub mod front;
 pub mod gate;
 mod host_keys;
 pub mod key_audit;
 mod key_changes;
+mod known_time;
 mod login_questions;
 pub mod logins;
 pub mod metrics;
@@ -41,19 +43,20 @@ use portcullis_protocol::{Report, Spec};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::channel::Setup;
 use crate::config::Settings;
-use crate::health::server::Published;
 use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
-use crate::policy::observation::{Gate, KeyState, Observations, Observed};
+use crate::policy::observation::{Gate, KeyState, Observations, Observed, Tls};
 use crate::system::{endpoint, systemd};
 use access::Access;
 use denied::Denied;
 use enrol::Enrolment;
 use first_contact::Tokens;
+use front::{FrontState, Published};
 use gate::guard::Guard;
 use metrics::Metrics;
 use outbox::Outbox;
@@ -115,6 +118,7 @@ pub struct Agent {
     report: Option<Arc<Report>>,
     situations: Situations,
     published: watch::Sender<Published>,
+    front: watch::Sender<FrontState>,
     outbox: Outbox,
     known_logins: logins::Memory,
     /// Files whose change may concern keys.
@@ -166,7 +170,7 @@ impl Agent {
         let restarter = Restarter::new(settings.restart_sshd);
         let access = Access::new(settings.access.clone(), &store);
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
-        let tls = tls_or_without_authority(&identity, spec.as_deref())?;
+        known_time::recall(&store, identity.clock());
         let enrolment = Enrolment::load(&store, &identity, spec.as_deref());
         let identity = Arc::new(identity);
         let outbox = Outbox::start(
@@ -174,7 +178,10 @@ impl Agent {
             settings.state_dir.clone(),
             identity.clone(),
         );
-        let published = watch::Sender::new(Published { report: None, tls });
+        let published = watch::Sender::new(Published {
+            setup: Arc::new(setup(&settings, &identity, spec.as_deref())),
+            report: None,
+        });
         let audit = audit::log::Log::new(
             audit::log::Log::folder(&settings.state_dir),
             settings.audit_max_bytes,
@@ -199,6 +206,7 @@ impl Agent {
             report: None,
             situations: Situations::default(),
             published,
+            front: watch::Sender::default(),
             outbox,
             known_logins: logins::Memory::default(),
             key_files: BTreeSet::new(),
@@ -213,9 +221,14 @@ impl Agent {
         Ok(agent)
     }
 
-    /// What the HTTPS endpoint tells.
+    /// What the HTTPS endpoint is told.
     pub fn published(&self) -> watch::Receiver<Published> {
         self.published.subscribe()
+    }
+
+    /// How the front is; who talks to it says so.
+    pub fn front(&self) -> &watch::Sender<FrontState> {
+        &self.front
     }
 
     /// Where pushed reports wait.
@@ -226,11 +239,6 @@ impl Agent {
     /// What was reported is on disk when this returns, as far as it is not delivered.
     pub async fn close(&mut self) {
         self.outbox.close().await;
-    }
-
-    /// The TLS identity.
-    pub fn identity(&self) -> Arc<TlsIdentity> {
-        self.identity.clone()
     }
 
     /// The settings.
@@ -309,7 +317,7 @@ impl Agent {
                 Some(reason) => Err(format!(
                     "the TLS key can't be kept, callers who pinned it are turned away: {reason}"
                 )),
-                None => endpoint::observe(self.settings.listen, self.identity.certificates()).await,
+                None => self.look_at_endpoint().await,
             };
             durations.took("endpoint", start);
         }
@@ -369,6 +377,32 @@ impl Agent {
         }
     }
 
+    /// What the endpoint negotiates; without one, why the front has none.
+    async fn look_at_endpoint(&self) -> Observed<Tls> {
+        let seen = endpoint::observe(self.settings.listen, self.identity.certificates()).await;
+        let front = self.front.borrow().clone();
+        seen.map_err(|reason| match front {
+            FrontState::Listening => reason,
+            FrontState::Absent(why) => format!("{reason}; the front, which has the endpoint: {why}"),
+            FrontState::Failed(why) => format!("{reason}; the front can't listen: {why}"),
+        })
+    }
+
+    /// The front goes by the spec that holds, and by what is known of the time.
+    fn tell_front(&self) {
+        let setup = setup(&self.settings, &self.identity, self.spec.as_deref());
+        self.published.send_if_modified(|published| {
+            let is_new = *published.setup != setup;
+            if published.setup.time != setup.time {
+                known_time::keep(&self.store, self.identity.clock());
+            }
+            if is_new {
+                published.setup = Arc::new(setup);
+            }
+            is_new
+        });
+    }
+
     fn publish(&mut self) {
         self.seen.trial_until = self.trial.as_ref().map(|trial| trial.until);
         let previous = self.report.take();
@@ -407,6 +441,18 @@ impl Agent {
     }
 }
 
+/// How the endpoint is to be under a spec.
+fn setup(settings: &Settings, identity: &TlsIdentity, spec: Option<&Spec>) -> Setup {
+    Setup {
+        listen: settings.listen,
+        limits: settings.limits.clone(),
+        key: identity.key_pem(),
+        certificates: identity.shown_chain(spec.map(|spec| spec.instance.id.as_str())),
+        client_ca: spec.and_then(Spec::client_ca).map(str::to_owned),
+        time: identity.clock().what_is_known(),
+    }
+}
+
 /// The kept identity, or one in memory and why.
 fn load_identity(store: &Store) -> Result<(TlsIdentity, Option<String>), String> {
     let kept = store.folder().map_err(|e| e.to_string());
@@ -435,20 +481,4 @@ fn resume_trial(store: &Store, accepted: Option<&Spec>) -> Option<Trial> {
         warn!(MESSAGE_ID = id::DEGRADED, %error, "the rest of a trial can't be removed");
     }
     trial
-}
-
-/// A spec with an unusable authority is refused when it comes in. For one that is accepted already the
-/// endpoint goes on, and nobody is the control plane.
-fn tls_or_without_authority(
-    identity: &TlsIdentity,
-    spec: Option<&Spec>,
-) -> Result<Arc<rustls::ServerConfig>, String> {
-    identity.server_config(spec).or_else(|reason| {
-        error!(
-            MESSAGE_ID = id::DEGRADED,
-            REASON = reason,
-            "the control plane can't be known: {reason}"
-        );
-        identity.server_config(None)
-    })
 }

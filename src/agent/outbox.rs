@@ -19,6 +19,7 @@ use crate::config::report::ReportSettings;
 use crate::health::push::offer::{Offer, PushState, Said};
 use crate::identity::TlsIdentity;
 use crate::log::id;
+use crate::system::clock;
 use crate::system::watch::{Topic, Watch};
 
 /// What the agent has to tell.
@@ -43,7 +44,12 @@ impl Outbox {
     pub fn start(settings: ReportSettings, state_dir: PathBuf, identity: Arc<TlsIdentity>) -> Self {
         let (updates, updated) = mpsc::unbounded_channel();
         let (said, answers) = mpsc::channel(8);
-        let (offer_sender, offers) = watch::channel(Offer::default());
+        let (offer_sender, offers) = watch::channel(Offer {
+            interval: settings.interval,
+            // Other than that of an earlier process, whose pusher may live on.
+            nudge: u64::try_from(clock::since_boot().as_millis()).unwrap_or_default(),
+            ..Offer::default()
+        });
         let (state_sender, state) = watch::channel(PushState::default());
         let (spool, reason) = Spool::open(&state_dir, settings.spool);
         if let Some(reason) = reason {
@@ -172,8 +178,15 @@ impl Keeper {
         self.offer_oldest();
     }
 
+    /// Of changes, only the one that is offered can be done with.
     fn heard(&mut self, said: Said) {
+        let offered = self.offers.borrow().change.as_ref().map(|change| change.sequence);
         match said {
+            Said::Delivered { change: Some(other) } | Said::GivenUp { change: other, .. }
+                if offered != Some(other) =>
+            {
+                return;
+            }
             Said::Delivered { change } => {
                 if let Some(sequence) = change {
                     self.spool.done(sequence);
@@ -243,9 +256,11 @@ impl Keeper {
         });
         let (queued, oldest) = (self.spool.queue().len() as u64, self.spool.waits_since());
         let configured = self.offers.borrow().url.is_some();
-        self.state.send_modify(|state| {
-            state.configured = configured;
-            (state.queued, state.oldest, state.dropped) = (queued, oldest, dropped);
+        self.state.send_if_modified(|state| {
+            let before = (state.configured, state.queued, state.oldest, state.dropped);
+            (state.configured, state.queued, state.oldest, state.dropped) =
+                (configured, queued, oldest, dropped);
+            before != (configured, queued, oldest, dropped)
         });
     }
 

@@ -18,11 +18,26 @@ use crate::system::secret_files::{place, read_public, read_secret};
 /// # Errors
 /// A reason for the operator that names the setting and the file, without any secret.
 pub fn load(settings: &ReportSettings, identity: &TlsIdentity) -> Result<Access, String> {
-    let authorities = settings.ca_file.as_deref().map(read_public).transpose();
     Ok(Access {
-        authorities: authorities.map_err(|reason| format!("report.ca_file: {reason}"))?,
+        authorities: authorities(settings)?,
         proof: proof(&settings.auth, identity)?,
     })
+}
+
+/// Reads what asking for a certificate needs; in a renewal the certificate is shown, PEM, with its key.
+///
+/// # Errors
+/// As [`load`].
+pub fn for_enrolment(settings: &ReportSettings, shown: Option<(String, Secret)>) -> Result<Access, String> {
+    Ok(Access {
+        authorities: authorities(settings)?,
+        proof: shown.map_or(Proof::None, |(chain, key)| Proof::Certificate { chain, key }),
+    })
+}
+
+fn authorities(settings: &ReportSettings) -> Result<Option<String>, String> {
+    let read = settings.ca_file.as_deref().map(read_public).transpose();
+    read.map_err(|reason| format!("report.ca_file: {reason}"))
 }
 
 /// Files whose change is worth reading them again.

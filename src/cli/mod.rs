@@ -10,6 +10,7 @@ mod check;
 mod denied;
 mod explain;
 mod firewall;
+mod front;
 mod keys;
 mod lockdown;
 mod plan;
@@ -78,6 +79,8 @@ enum Command {
     /// Run the daemon: take the spec, enforce it, prove it, keep it so.
     #[command(after_help = "Example:\n  portcullis run --daemonize --pid-file /run/portcullis.pid")]
     Run(run::RunArguments),
+    /// Speak to the network for the daemon, without its rights: the HTTPS endpoint and the pushed reports.
+    Front(front::FrontArguments),
     /// Shut the instance before its network comes up: the accepted spec, or nothing in at all.
     Lockdown,
     /// Look at everything now and say whether the instance is ready; changes nothing.
@@ -187,6 +190,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     crate::identity::install_tls_provider();
     match arguments.command {
         Command::Run(run) => run::run(&global, &run),
+        Command::Front(front) => front::run(&global, &front),
         Command::Lockdown => lockdown::run(&global),
         Command::Check => check::run(&global),
         Command::Plan(argument) => plan::run(&global, &argument.spec),

@@ -8,6 +8,7 @@ use daemonix::{Daemonize, Outcome};
 
 use super::{Failure, Global, require_root, runtime};
 use crate::agent::events;
+use crate::agent::front::StartedBy;
 use crate::log;
 
 /// What the daemon tells the process that started it, once it has done its first reconcile.
@@ -21,6 +22,9 @@ pub struct RunArguments {
     /// Where the daemon's process id is written and locked.
     #[arg(long, value_name = "FILE", requires = "daemonize")]
     pid_file: Option<PathBuf>,
+    /// Who starts the process that speaks to the network: this one, or a unit of its own.
+    #[arg(long, value_enum, default_value_t = StartedBy::Child, value_name = "BY")]
+    front: StartedBy,
 }
 
 pub fn run(global: &Global, arguments: &RunArguments) -> Result<(), Failure> {
@@ -37,7 +41,7 @@ pub fn run(global: &Global, arguments: &RunArguments) -> Result<(), Failure> {
     }
     log::start(global.verbose, arguments.daemonize);
     let started = || tell(&mut to_parent, STARTED);
-    let result = runtime()?.block_on(events::run(settings, started));
+    let result = runtime()?.block_on(events::run(settings, arguments.front, started));
     if let Err(reason) = &result {
         tell(&mut to_parent, reason);
     }

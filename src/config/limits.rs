@@ -4,10 +4,10 @@
 
 use std::ops::RangeInclusive;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How much callers may take of the HTTPS endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitSettings {
     /// Connections at once: 8 to 10,000. A quarter of them is kept for callers with a certificate.
     pub connections: usize,

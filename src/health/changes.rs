@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use super::limits::LARGE_BODY;
 use super::problem::Problem;
 use super::server::Shared;
-use crate::agent::control::{Caller as Asker, Remote};
+use crate::channel::Remote;
 use crate::config::trial_time;
 
 /// What a handler gives.
@@ -238,8 +238,10 @@ pub fn read<T: DeserializeOwned>(headers: &HeaderMap, uri: &Uri, body: &[u8]) ->
 /// Asks the agent, and waits until it is done.
 pub(super) async fn ask(shared: &Shared, caller: &Remote, request: Ask) -> Result<Answer, Problem> {
     let (sender, answer) = oneshot::channel();
-    let call = (request, Asker::Remote(caller.clone()), sender);
-    if shared.agent.send(call).await.is_ok()
+    let question = (request, caller.clone(), sender);
+    let is_there = shared.published.borrow().agent;
+    if is_there
+        && shared.agent.send(question).await.is_ok()
         && let Ok(answer) = answer.await
     {
         return match answer {
@@ -247,7 +249,7 @@ pub(super) async fn ask(shared: &Shared, caller: &Remote, request: Ask) -> Resul
             answer => Ok(answer),
         };
     }
-    let detail = "the daemon is stopping";
+    let detail = "the agent is not there";
     Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
 }
 

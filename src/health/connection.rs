@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::http::{HeaderValue, Request, header};
+use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::{Service as _, service_fn};
@@ -26,8 +26,8 @@ use tracing::warn;
 use super::limits::{Limits, Slot};
 use super::metrics::Counts;
 use super::problem::Problem;
-use super::server::Published;
-use crate::agent::control::{Call, Caller as Asker, Remote};
+use super::server::{Published, Question};
+use crate::channel::Remote;
 use crate::identity::caller::handshake_refusal;
 use crate::log::id;
 use crate::system::clock;
@@ -50,7 +50,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Endpoint {
     pub(super) router: Router,
     /// Is told of certificates that fail the handshake.
-    pub(super) agent: mpsc::Sender<Call>,
+    pub(super) agent: mpsc::Sender<Question>,
     pub(super) counts: Counts,
 }
 
@@ -68,7 +68,10 @@ pub(super) async fn accept_all(
                 let now = Instant::now();
                 match limits.admit(address.ip(), now) {
                     Some((slot, ended)) => {
-                        let acceptor = TlsAcceptor::from(published.borrow().tls.clone());
+                        let Some(tls) = published.borrow().tls.clone() else {
+                            continue;
+                        };
+                        let acceptor = TlsAcceptor::from(tls);
                         let endpoint = endpoint.clone();
                         tokio::spawn(serve_one(stream, address, acceptor, endpoint, slot, ended));
                     }
@@ -92,7 +95,7 @@ fn reset(stream: &TcpStream) {
 
 /// Whether there was something to tell.
 fn tell(limits: &Limits) -> bool {
-    let turned_away = limits.turned_away();
+    let turned_away = limits.untold();
     if turned_away == Default::default() {
         return false;
     }
@@ -158,7 +161,12 @@ async fn serve_one(
 
 /// Tells the agent of a client certificate that failed the handshake, so that it is counted. If the agent
 /// is busy, nobody waits for that.
-fn tell_refused(error: &std::io::Error, since: Duration, address: SocketAddr, agent: &mpsc::Sender<Call>) {
+fn tell_refused(
+    error: &std::io::Error,
+    since: Duration,
+    address: SocketAddr,
+    agent: &mpsc::Sender<Question>,
+) {
     let error = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -171,11 +179,7 @@ fn tell_refused(error: &std::io::Error, since: Duration, address: SocketAddr, ag
         chain: Vec::new(),
     };
     let (nobody_waits, _) = oneshot::channel();
-    let _ = agent.try_send((
-        Ask::HandshakeRefused { reason },
-        Asker::Remote(remote),
-        nobody_waits,
-    ));
+    let _ = agent.try_send((Ask::HandshakeRefused { reason }, remote, nobody_waits));
 }
 
 /// Answers a request, unless its source asks too often.
@@ -199,8 +203,10 @@ async fn answer(
     request.extensions_mut().insert(caller.clone());
     let has_body = !request.body().is_end_stream();
     let mut response = TowerToHyperService::new(router.clone()).call(request).await?;
-    // A body that was refused unread ends the connection. Who is not told would ask again over it, in vain.
-    if has_body && !response.status().is_success() {
+    // A body that was refused unread ends the connection. Who is not told would ask again over it, in vain. Who may
+    // not ask keeps no connection either: roles are revoked while they are connected.
+    let unread = has_body && !response.status().is_success();
+    if unread || response.status() == StatusCode::FORBIDDEN {
         response.headers_mut().insert(header::CONNECTION, close);
     }
     Ok(response)

@@ -4,62 +4,51 @@
 //! believed (`agent::enrol`).
 
 use std::net::Ipv6Addr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use portcullis_protocol::control::{Answer, Request};
 use portcullis_protocol::enrolment::EnrolmentAnswer;
 use reqwest::{Client, StatusCode};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
-use super::push::client::{bounded_body, describe};
-use crate::agent::control::{Call, Caller, Remote};
-use crate::identity::TlsIdentity;
+use super::push::client::{self, bounded_body, describe};
+use super::push::offer::{Access, Proof};
+use super::server::Question;
+use crate::channel::Remote;
+use crate::identity::client::enrolment_client;
 use crate::log::id;
 
 /// Longest wait between two tries.
 const MAX_WAIT: Duration = Duration::from_secs(300);
-/// Time for one try.
-const REQUEST_TIME: Duration = Duration::from_secs(20);
 /// Longest accepted answer, in bytes.
 const MAX_ANSWER: usize = 64 << 10;
 
 /// What is to be carried where.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Errand {
     /// The control plane's address for it.
     pub url: String,
     /// The request, JSON. Nothing in it is secret.
     pub body: String,
-    /// The instance whose certificate is shown, in a renewal.
-    pub renewal: Option<String>,
+    /// What the control plane is trusted by, and in a renewal the certificate that is shown; or why that can't
+    /// be said.
+    pub access: Result<Access, String>,
 }
 
-/// Carries errands until the task is dropped.
-pub async fn run(
-    ca_file: Option<PathBuf>,
-    identity: Arc<TlsIdentity>,
-    mut errands: watch::Receiver<Option<Errand>>,
-    agent: mpsc::Sender<Call>,
-) {
+/// Carries errands until nobody gives any.
+pub async fn run(mut errands: watch::Receiver<Option<Errand>>, agent: mpsc::Sender<Question>) {
     loop {
         let errand = errands.borrow_and_update().clone();
         let ended = match errand {
             None => errands.changed().await.is_err(),
-            Some(errand) => {
-                let carry = carry(ca_file.as_deref(), &identity, &errand, &agent);
-                tokio::select! {
-                    // The agent takes the errand back when it is done.
-                    changed = errands.changed() => changed.is_err(),
-                    () = carry => false,
-                }
-            }
+            Some(errand) => tokio::select! {
+                // The agent takes the errand back when it is done.
+                changed = errands.changed() => changed.is_err(),
+                () = carry(&errand, &agent) => false,
+            },
         };
         if ended {
             return;
@@ -68,7 +57,7 @@ pub async fn run(
 }
 
 /// Tries until it is dropped.
-async fn carry(ca_file: Option<&Path>, identity: &TlsIdentity, errand: &Errand, agent: &mpsc::Sender<Call>) {
+async fn carry(errand: &Errand, agent: &mpsc::Sender<Question>) {
     let waits = ExponentialBuilder::default()
         .with_jitter()
         .with_min_delay(Duration::from_secs(1))
@@ -76,7 +65,7 @@ async fn carry(ca_file: Option<&Path>, identity: &TlsIdentity, errand: &Errand, 
         .without_max_times()
         .build();
     for wait in waits {
-        let asked = match post(ca_file, identity, errand).await {
+        let asked = match post(errand).await {
             Ok(answer) => hand_over(answer, agent).await,
             Err(reason) => Err(reason),
         };
@@ -92,7 +81,7 @@ async fn carry(ca_file: Option<&Path>, identity: &TlsIdentity, errand: &Errand, 
     }
 }
 
-async fn hand_over(answer: EnrolmentAnswer, agent: &mpsc::Sender<Call>) -> Result<(), String> {
+async fn hand_over(answer: EnrolmentAnswer, agent: &mpsc::Sender<Question>) -> Result<(), String> {
     let (sender, result) = oneshot::channel();
     // Nobody to be believed: the answer proves itself.
     let nobody = Remote {
@@ -100,7 +89,7 @@ async fn hand_over(answer: EnrolmentAnswer, agent: &mpsc::Sender<Call>) -> Resul
         address: (Ipv6Addr::UNSPECIFIED, 0).into(),
         chain: Vec::new(),
     };
-    let call = (Request::Enrolled { answer }, Caller::Remote(nobody), sender);
+    let call = (Request::Enrolled { answer }, nobody, sender);
     agent.send(call).await.map_err(|e| e.to_string())?;
     match result.await.map_err(|e| e.to_string())? {
         Answer::Done => Ok(()),
@@ -109,12 +98,8 @@ async fn hand_over(answer: EnrolmentAnswer, agent: &mpsc::Sender<Call>) -> Resul
     }
 }
 
-async fn post(
-    ca_file: Option<&Path>,
-    identity: &TlsIdentity,
-    errand: &Errand,
-) -> Result<EnrolmentAnswer, String> {
-    let client = build(ca_file, identity, errand)?;
+async fn post(errand: &Errand) -> Result<EnrolmentAnswer, String> {
+    let client = build(errand.access.as_ref().map_err(String::clone)?)?;
     let request = client
         .post(&errand.url)
         .header("content-type", "application/json")
@@ -131,42 +116,14 @@ async fn post(
 }
 
 /// Without authorities of our own the system's are asked, by the system's clock.
-fn build(ca_file: Option<&Path>, identity: &TlsIdentity, errand: &Errand) -> Result<Client, String> {
-    let builder = Client::builder()
-        .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
-        .https_only(true)
-        .timeout(REQUEST_TIME)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy();
-    let builder = match (ca_file, &errand.renewal) {
-        (Some(file), renewal) => {
-            let tls = identity.enrolment_client(roots(file)?, renewal.as_deref())?;
-            builder.tls_backend_preconfigured(tls)
-        }
-        (None, None) => builder.tls_version_min(reqwest::tls::Version::TLS_1_2),
-        (None, Some(instance)) => {
-            let pem = identity
-                .certified_pem(instance)
-                .ok_or("there is no certificate to renew")?;
-            let shown = reqwest::Identity::from_pem(pem.as_bytes()).map_err(|e| describe(&e))?;
-            builder
-                .tls_version_min(reqwest::tls::Version::TLS_1_2)
-                .identity(shown)
-        }
+fn build(access: &Access) -> Result<Client, String> {
+    let Some(authorities) = &access.authorities else {
+        return client::build(access);
     };
+    let shown = match &access.proof {
+        Proof::Certificate { chain, key } => Some((chain.as_str(), key)),
+        _ => None,
+    };
+    let builder = client::builder().tls_backend_preconfigured(enrolment_client(authorities, shown)?);
     builder.build().map_err(|e| describe(&e))
-}
-
-fn roots(file: &Path) -> Result<RootCertStore, String> {
-    let named = |reason: String| format!("report.ca_file {}: {reason}", file.display());
-    let pem = std::fs::read(file).map_err(|e| named(e.to_string()))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|e| named(format!("{e:?}")))?;
-        roots.add(certificate).map_err(|e| named(e.to_string()))?;
-    }
-    match roots.is_empty() {
-        true => Err(named("there is no PEM certificate in it".to_owned())),
-        false => Ok(roots),
-    }
 }

@@ -11,7 +11,7 @@ use portcullis_protocol::control::{Answer, Request as Ask};
 use super::changes::{ask, parse, unexpected};
 use super::problem::Problem;
 use super::server::Shared;
-use crate::agent::control::Remote;
+use crate::channel::Remote;
 
 /// Most bytes of a proof: a few hex digests and an instance's id.
 pub(super) const MAX_BODY: usize = 4096;

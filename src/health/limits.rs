@@ -49,7 +49,7 @@ pub(super) enum Kind {
     ControlPlane,
 }
 
-/// What was turned away since it was last told of.
+/// What was turned away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TurnedAway {
     /// New connections over their source's rate, closed at once.
@@ -77,6 +77,8 @@ struct Used {
     /// When a source's bucket is full again (the "theoretical arrival time" of GCRA, ITU-T I.371).
     rates: HashMap<(Source, Kind), Instant>,
     turned_away: TurnedAway,
+    /// What of it was told.
+    told: TurnedAway,
 }
 
 /// A connection's place; given back when dropped.
@@ -101,6 +103,7 @@ impl Limits {
                 trusted: 0,
                 rates: HashMap::new(),
                 turned_away: TurnedAway::default(),
+                told: TurnedAway::default(),
             }),
             bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
         }
@@ -176,9 +179,21 @@ impl Limits {
         self.bodies.clone().acquire_owned().await.ok()
     }
 
-    /// What was turned away since this was asked last.
+    /// What was turned away since the endpoint began.
     pub(super) fn turned_away(&self) -> TurnedAway {
-        std::mem::take(&mut self.used().turned_away)
+        self.used().turned_away
+    }
+
+    /// What was turned away since this was asked last.
+    pub(super) fn untold(&self) -> TurnedAway {
+        let mut used = self.used();
+        let (now, told) = (used.turned_away, used.told);
+        used.told = now;
+        TurnedAway {
+            connections: now.connections - told.connections,
+            evicted: now.evicted - told.evicted,
+            requests: now.requests - told.requests,
+        }
     }
 }
 
@@ -310,8 +325,9 @@ mod tests {
         assert!(flood[1].1.try_recv() == Err(oneshot::error::TryRecvError::Closed));
         assert!(flood[2].1.try_recv() == Err(oneshot::error::TryRecvError::Empty));
         assert!(quiet.1.try_recv() == Err(oneshot::error::TryRecvError::Empty));
+        assert_eq!(limits.untold().evicted, 2);
+        assert_eq!(limits.untold(), TurnedAway::default());
         assert_eq!(limits.turned_away().evicted, 2);
-        assert_eq!(limits.turned_away(), TurnedAway::default());
         drop((flood, others, quiet));
         let used = limits.used();
         assert!(used.strangers.is_empty() && used.by_source.is_empty() && used.trusted == 0);

@@ -16,6 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
 use super::changes::{ControlPlane, ask, unexpected};
+use super::limits::TurnedAway;
 use super::problem::Problem;
 use super::server::Shared;
 
@@ -32,6 +33,11 @@ struct RequestLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
     result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
 }
 
 /// Counters by result, each there from the start: a curve that begins at its first event does not show it.
@@ -85,7 +91,7 @@ impl Counts {
             .inc();
     }
 
-    fn registry(&self) -> Registry {
+    fn registry(&self, turned_away: TurnedAway) -> Registry {
         let mut registry = Registry::default();
         registry.register(
             "portcullis_http_requests",
@@ -96,6 +102,24 @@ impl Counts {
             "portcullis_tls_handshakes",
             "TLS handshakes with callers of the endpoint",
             self.handshakes.clone(),
+        );
+        let TurnedAway {
+            connections,
+            evicted,
+            requests,
+        } = turned_away;
+        let kinds = Family::<KindLabels, Counter>::default();
+        for (kind, count) in [
+            ("connection", connections),
+            ("evicted", evicted),
+            ("request", requests),
+        ] {
+            kinds.get_or_create(&KindLabels { kind }).inc_by(count);
+        }
+        registry.register(
+            "portcullis_http_turned_away",
+            "New connections, connections that made room for others, and requests that were too many",
+            kinds,
         );
         registry
     }
@@ -126,7 +150,7 @@ pub(super) async fn metrics(
     let Answer::Metrics { mut text } = ask(&shared, &caller.0, Ask::Metrics).await? else {
         return Err(unexpected());
     };
-    encode(&mut text, &shared.counts.registry()).map_err(|_| unexpected())?;
+    encode(&mut text, &shared.counts.registry(shared.limits.turned_away())).map_err(|_| unexpected())?;
     let accept = headers.get_all(header::ACCEPT).iter();
     let accept: Vec<&str> = accept.filter_map(|value| value.to_str().ok()).collect();
     let (kind, text) = match takes_open_metrics(&accept.join(",")) {
@@ -243,7 +267,7 @@ mod tests {
         let mut text = "# HELP portcullis_build The agent.\n# TYPE portcullis_build info\n\
                         portcullis_build_info{version=\"1\"} 1\n"
             .to_owned();
-        encode(&mut text, &counts.registry()).unwrap();
+        encode(&mut text, &counts.registry(TurnedAway::default())).unwrap();
         assert!(text.ends_with("# EOF\n"), "{text}");
         let prometheus = as_prometheus(&text);
         for block in [

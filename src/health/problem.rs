@@ -13,6 +13,9 @@ use serde::Serialize;
 /// Most characters of `detail`: it may quote what the caller sent.
 const MAX_DETAIL: usize = 2000;
 
+/// And of what the agent is told of it.
+const MAX_TOLD: usize = 200;
+
 /// A problem document.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -85,11 +88,20 @@ impl Problem {
     }
 }
 
+/// Goes with a response that the endpoint refused by itself: what the caller is told, in few words.
+#[derive(Clone)]
+pub(super) struct RefusedHere(pub(super) String);
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let retry_after = self.retry_after;
+        let refused_here = (self.code.is_none() && status.is_client_error())
+            .then(|| RefusedHere(self.detail.chars().take(MAX_TOLD).collect()));
         let mut response = (status, Json(self)).into_response();
+        if let Some(refused) = refused_here {
+            response.extensions_mut().insert(refused);
+        }
         let kind = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
         if let Some(seconds) = retry_after {

@@ -14,7 +14,7 @@ use portcullis_protocol::spec::MAX_SPEC_BYTES;
 use super::metrics;
 use super::problem::Problem;
 use super::server::{self, Shared};
-use super::{changes, first_contact};
+use super::{changes, first_contact, refusals};
 
 /// The description; a test of `document` keeps it current.
 const DESCRIPTION: &str = include_str!("../../docs/schema/openapi.json");
@@ -352,7 +352,15 @@ pub static OPERATIONS: &[Operation] = &[
 /// The router. A body may be as long as the longest spec.
 pub(super) fn router(shared: Shared) -> Router {
     let router = OPERATIONS.iter().fold(Router::new(), |router, operation| {
-        router.route(operation.path, (operation.handler)())
+        let handler = (operation.handler)();
+        let handler = match operation.caller {
+            Who::Anybody => handler,
+            Who::ControlPlane => {
+                let told: refusals::Operation = (shared.agent.clone(), operation.id);
+                handler.layer(from_fn_with_state(told, refusals::tell))
+            }
+        };
+        router.route(operation.path, handler)
     });
     router
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })

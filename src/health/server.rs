@@ -18,7 +18,7 @@ use portcullis_protocol::identity::is_nonce;
 use rustls::ServerConfig;
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::changes::{Answered, ControlPlane, ask, unexpected};
 use super::connection::{self, Endpoint};
@@ -26,24 +26,29 @@ use super::limits::Limits;
 use super::metrics::Counts;
 use super::problem::Problem;
 use super::routes;
-use crate::agent::control::{Call, Remote};
+use crate::channel::Remote;
 use crate::config::LimitSettings;
 
-/// What the endpoint tells; the agent replaces it as a whole.
-#[derive(Clone)]
+/// What the endpoint tells; the link to the agent replaces it.
+#[derive(Clone, Default)]
 pub struct Published {
+    /// Whether the agent is there. Without it nothing is known of the instance as it is now.
+    pub agent: bool,
     /// The last report; none before the first reconcile.
     pub report: Option<Arc<Report>>,
-    /// How connections are secured.
-    pub tls: Arc<ServerConfig>,
+    /// How connections are secured; none are taken before that is known.
+    pub tls: Option<Arc<ServerConfig>>,
 }
+
+/// What a caller asks the agent, who that is, and where the answer goes.
+pub type Question = (Ask, Remote, oneshot::Sender<Answer>);
 
 /// What handlers share.
 #[derive(Clone)]
 pub(super) struct Shared {
-    published: watch::Receiver<Published>,
+    pub(super) published: watch::Receiver<Published>,
     /// Where the agent is asked.
-    pub(super) agent: mpsc::Sender<Call>,
+    pub(super) agent: mpsc::Sender<Question>,
     /// What the endpoint counts.
     pub(super) counts: Counts,
     /// How much callers may take.
@@ -71,7 +76,7 @@ pub async fn serve(
     listener: TcpListener,
     limits: LimitSettings,
     published: watch::Receiver<Published>,
-    agent: mpsc::Sender<Call>,
+    agent: mpsc::Sender<Question>,
     counts: Counts,
 ) {
     let limits = Arc::new(Limits::new(limits));
@@ -102,9 +107,13 @@ pub(super) async fn readyz(
         Ok(Query(query)) => query,
         Err(error) => return Problem::new(StatusCode::BAD_REQUEST, &error.body_text()).into_response(),
     };
-    let report = shared.published.borrow().report.clone();
-    let Some(report) = report else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
+    let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    let published = shared.published.borrow().clone();
+    if !published.agent {
+        return unavailable("the agent is not there\n");
+    }
+    let Some(report) = published.report else {
+        return unavailable("starting\n");
     };
     let status = if report.ready {
         StatusCode::OK

@@ -31,11 +31,12 @@ impl Authority {
     /// # Errors
     /// When it is no usable certificate; the message names the field.
     pub fn new(pem: &str) -> Result<Self, String> {
-        let roots = Arc::new(super::roots(pem)?);
+        let unusable = |reason: String| format!("control_plane.client_ca: {reason}");
+        let roots = Arc::new(super::roots(pem).map_err(unusable)?);
         let verifier = WebPkiClientVerifier::builder(roots).build();
         Ok(Self {
             pem: pem.to_owned(),
-            verifier: verifier.map_err(|e| format!("control_plane.client_ca: {e}"))?,
+            verifier: verifier.map_err(|e| unusable(e.to_string()))?,
         })
     }
 

@@ -5,54 +5,36 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::KeyPair;
+use portcullis_protocol::Secret;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
-use zeroize::Zeroizing;
 
-use super::TlsIdentity;
-
-impl TlsIdentity {
-    /// A client that trusts these authorities, whatever the clock says, for an exchange whose answer proves
-    /// itself. With `instance` it shows that instance's certificate.
-    ///
-    /// # Errors
-    /// When there is no authority, or no such certificate.
-    pub fn enrolment_client(
-        &self,
-        roots: RootCertStore,
-        instance: Option<&str>,
-    ) -> Result<ClientConfig, String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .build()
-            .map_err(|e| e.to_string())?;
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(|e| e.to_string())?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(InItsOwnTime(verifier)));
-        let Some(instance) = instance else {
-            return Ok(builder.with_no_client_auth());
-        };
-        let certified = self
-            .certified(instance)
-            .ok_or("there is no certificate to renew")?;
-        builder
-            .with_client_auth_cert(certified.chain, self.key.clone_key())
-            .map_err(|e| e.to_string())
-    }
-
-    /// That instance's certificate and our key, PEM, for a client that trusts the system's authorities.
-    pub fn certified_pem(&self, instance: &str) -> Option<Zeroizing<String>> {
-        let certified = self.certified(instance)?;
-        let pair = KeyPair::try_from(self.key.secret_der()).ok()?;
-        let key = Zeroizing::new(pair.serialize_pem());
-        Some(Zeroizing::new(format!("{}{}", certified.pem, *key)))
-    }
+/// A client that trusts these authorities (PEM), whatever the clock says, for an exchange whose answer proves
+/// itself. It shows a certificate (PEM, ours first) with its key, if it is given one.
+///
+/// # Errors
+/// When there is no authority, or no usable certificate; the message names the setting.
+pub fn enrolment_client(authorities: &str, shown: Option<(&str, &Secret)>) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let roots = super::roots(authorities).map_err(|reason| format!("report.ca_file: {reason}"))?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|e| e.to_string())?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|e| e.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(InItsOwnTime(verifier)));
+    let Some((chain, key)) = shown else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let (chain, key) = super::pair(chain, key).map_err(|e| format!("the certificate to renew: {e}"))?;
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(|e| e.to_string())
 }
 
 /// Checks authority, name and signature, and takes a certificate as of a day on which it holds.

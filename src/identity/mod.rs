@@ -5,8 +5,9 @@
 
 pub mod caller;
 pub mod certificate;
-mod client;
+pub mod client;
 pub mod expiry;
+pub mod server;
 pub mod time;
 
 use std::io;
@@ -15,17 +16,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use portcullis_protocol::Secret;
 use portcullis_protocol::identity::{Identity, to_hex};
 use portcullis_protocol::report::HostKey;
-use portcullis_protocol::{Secret, Spec};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::RootCertStore;
-use rustls::ServerConfig;
 use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::version::{TLS12, TLS13};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{self, CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tracing::warn;
 
 use crate::log::id;
@@ -195,33 +193,20 @@ impl TlsIdentity {
         &self.clock
     }
 
-    /// The TLS server: 1.3 preferred, 1.2 the floor (BREV-DATA-2). With an authority in the spec,
-    /// callers may show a certificate of it; one of another authority ends the handshake.
-    ///
-    /// # Errors
-    /// When the spec's `client_ca` is no usable certificate.
-    pub fn server_config(&self, spec: Option<&Spec>) -> Result<Arc<ServerConfig>, String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ServerConfig::builder_with_details(provider, self.clock.clone())
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(|e| e.to_string())?;
-        let authority = spec.and_then(Spec::client_ca);
-        let builder = match authority {
-            Some(pem) => builder.with_client_cert_verifier(
-                WebPkiClientVerifier::builder(Arc::new(roots(pem)?))
-                    .allow_unauthenticated()
-                    .build()
-                    .map_err(|e| format!("control_plane.client_ca: {e}"))?,
-            ),
-            None => builder.with_no_client_auth(),
-        };
-        let certified = spec.and_then(|spec| self.certified(spec.instance.id.as_str()));
-        let chain = certified.map_or_else(|| vec![self.certificate.clone()], |certified| certified.chain);
-        let mut config = builder
-            .with_single_cert(chain, self.key.clone_key())
-            .map_err(|e| format!("the TLS key of the state folder can't be used: {e}"))?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+    /// The certificates that callers are shown, PEM: those of the instances' authority, if it certified this
+    /// instance.
+    pub fn shown_chain(&self, instance: Option<&str>) -> String {
+        let certified = instance.and_then(|instance| self.certified(instance));
+        certified.map_or_else(
+            || pem("CERTIFICATE", &self.certificate),
+            |certified| certified.pem,
+        )
+    }
+
+    /// The key, PKCS#8 in PEM.
+    pub fn key_pem(&self) -> Secret {
+        let text = zeroize::Zeroizing::new(pem("PRIVATE KEY", self.key.secret_der()));
+        Secret::new(text.as_str())
     }
 
     /// Our certificates, for a connection to ourselves.
@@ -233,12 +218,7 @@ impl TlsIdentity {
 
     /// The certificate and its key as PEM, for a connection in which the instance is the client.
     pub fn client_pem(&self) -> (String, Secret) {
-        let pem = |label: &str, der: &[u8]| {
-            let base64 = STANDARD.encode(der);
-            format!("-----BEGIN {label}-----\n{base64}\n-----END {label}-----\n")
-        };
-        let key = zeroize::Zeroizing::new(pem("PRIVATE KEY", self.key.secret_der()));
-        (pem("CERTIFICATE", &self.certificate), Secret::new(key.as_str()))
+        (pem("CERTIFICATE", &self.certificate), self.key_pem())
     }
 
     /// The identity document for a caller's nonce, bound by the enrolment token.
@@ -255,6 +235,11 @@ impl TlsIdentity {
         identity.mac = to_hex(ring::hmac::sign(&key, &identity.message()).as_ref());
         identity
     }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let base64 = STANDARD.encode(der);
+    format!("-----BEGIN {label}-----\n{base64}\n-----END {label}-----\n")
 }
 
 /// The algorithms by which signatures are checked.
@@ -278,18 +263,26 @@ fn self_signed(pair: &KeyPair) -> Result<rcgen::Certificate, rcgen::Error> {
     params.self_signed(pair)
 }
 
+/// A chain and its key from PEM.
+fn pair(
+    chain: &str,
+    key: &Secret,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), pki_types::pem::Error> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
+    Ok((chain?, PrivateKeyDer::from_pem_slice(key.expose().as_bytes())?))
+}
+
+/// Authorities from PEM.
 fn roots(pem: &str) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        let certificate = certificate.map_err(|e| format!("control_plane.client_ca: {e:?}"))?;
-        roots
-            .add(certificate)
-            .map_err(|e| format!("control_plane.client_ca: {e}"))?;
+        let certificate = certificate.map_err(|e| format!("{e:?}"))?;
+        roots.add(certificate).map_err(|e| e.to_string())?;
     }
-    if roots.is_empty() {
-        return Err("control_plane.client_ca: there is no PEM certificate in it".to_owned());
+    match roots.is_empty() {
+        true => Err("there is no PEM certificate in it".to_owned()),
+        false => Ok(roots),
     }
-    Ok(roots)
 }
 
 #[cfg(test)]
@@ -304,7 +297,6 @@ mod tests {
         let second = TlsIdentity::load_or_create(state.path()).unwrap();
         assert_eq!(first.spki_sha256, second.spki_sha256);
         assert_eq!(first.certificate, second.certificate);
-        assert!(first.server_config(None).is_ok());
     }
 
     #[test]
@@ -330,18 +322,5 @@ mod tests {
         assert_eq!(mac("n", "t"), mac("n", "t"));
         assert_ne!(mac("n", "t"), mac("m", "t"));
         assert_ne!(mac("n", "t"), mac("n", "u"));
-    }
-
-    #[test]
-    fn a_bad_authority_is_an_error_that_names_the_field() {
-        install_tls_provider();
-        let state = tempfile::tempdir().unwrap();
-        let identity = TlsIdentity::load_or_create(state.path()).unwrap();
-        let spec = Spec::from_json(
-            br#"{"version":1,"generation":1,"instance":{"id":"i"},"control_plane":{"client_ca":"x"}}"#,
-        )
-        .unwrap();
-        let error = identity.server_config(Some(&spec)).err().unwrap();
-        assert!(error.contains("control_plane.client_ca"), "{error}");
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
+use serde::{Deserialize, Serialize};
 
 use crate::system::clock;
 
@@ -17,7 +18,7 @@ use crate::system::clock;
 pub const TOLERANCE: i64 = 300;
 
 /// A moment: by the wall, in seconds since 1970, and as time since boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Moment {
     unix: i64,
     boot: Duration,
@@ -36,13 +37,14 @@ impl Moment {
     }
 }
 
-#[derive(Debug, Default)]
-struct Known {
+/// What is known of the time. It holds in each process, and until the next boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownTime {
     earliest: Option<Moment>,
     proven: Option<Moment>,
 }
 
-impl Known {
+impl KnownTime {
     /// The time, when the system's clock says `system`.
     fn judge(&self, system: i64, boot: Duration) -> i64 {
         let proven = self.proven.map(|moment| moment.at(boot));
@@ -57,9 +59,28 @@ impl Known {
 
 /// The time by which certificates are judged.
 #[derive(Debug, Default)]
-pub struct ProvenClock(Mutex<Known>);
+pub struct ProvenClock(Mutex<KnownTime>);
 
 impl ProvenClock {
+    /// By what another process knows.
+    pub fn knowing(known: KnownTime) -> Self {
+        Self(Mutex::new(known))
+    }
+
+    /// Takes over what another process knew in this boot.
+    pub fn know(&self, known: KnownTime) {
+        let before = self.what_is_known().earliest;
+        *self.known() = known;
+        if let Some(before) = before {
+            self.not_before(before.at(clock::since_boot()));
+        }
+    }
+
+    /// What is known, for another process.
+    pub fn what_is_known(&self) -> KnownTime {
+        *self.known()
+    }
+
     /// It is not earlier than this, in seconds since 1970.
     pub fn not_before(&self, unix: i64) {
         let mut known = self.known();
@@ -73,7 +94,7 @@ impl ProvenClock {
     /// can prove it, is who says what holds.
     pub fn prove(&self, unix: i64) {
         let moment = Moment::now(unix);
-        *self.known() = Known {
+        *self.known() = KnownTime {
             earliest: None,
             proven: Some(moment),
         };
@@ -90,7 +111,7 @@ impl ProvenClock {
         (off.abs() > TOLERANCE).then_some(off)
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, KnownTime> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -128,7 +149,7 @@ mod tests {
         /// However wrong the clock: a proven time goes on by the time since boot.
         #[test]
         fn a_proven_time_beats_a_wrong_clock(wrong in -YEARS..YEARS, later in 0u64..1_000_000) {
-            let known = Known { earliest: None, proven: at(NOW) };
+            let known = KnownTime { earliest: None, proven: at(NOW) };
             let real = NOW + later as i64;
             let said = known.judge(real + wrong, Duration::from_secs(100 + later));
             prop_assert!((said - real).abs() <= TOLERANCE);
@@ -137,7 +158,7 @@ mod tests {
         /// A lower bound never makes it earlier, and never later than the bound asks for.
         #[test]
         fn a_lower_bound_only_lifts(system in -YEARS..NOW + YEARS) {
-            let known = Known { earliest: at(NOW), proven: None };
+            let known = KnownTime { earliest: at(NOW), proven: None };
             prop_assert_eq!(known.judge(system, Duration::from_secs(100)), system.max(NOW));
         }
     }

@@ -41,6 +41,7 @@ pub fn need(request: &Request, accepted: Option<&Spec>) -> Need {
         Request::AddPeer { .. } | Request::RevokePeer { .. } => one(Permission::PeersWrite),
         Request::IfGeneration { change, .. } => need(change, accepted),
         Request::HandshakeRefused { .. }
+        | Request::CallRefused { .. }
         | Request::Identity { .. }
         | Request::FirstContact { .. }
         | Request::Enrolled { .. } => Need::Nothing,

@@ -35,6 +35,24 @@ pub fn run_as<T: Send>(account: &Account, work: impl FnOnce() -> T + Send) -> io
     })
 }
 
+/// Runs `work` with another effective group, on a thread of its own that ends with it: what it makes is of that
+/// group. Blocks until then.
+///
+/// # Errors
+/// The thread can't be started or may not switch, or `work` panicked.
+pub fn run_in_group<T: Send>(group: u32, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("in-group".to_owned())
+            .spawn_scoped(scope, || {
+                set_thread_res_gid(None, Gid::from_raw(group), None)?;
+                Ok(work())
+            })?
+            .join()
+            .unwrap_or_else(|_| Err(panicked()))
+    })
+}
+
 /// Runs blocking work on a thread of its own, for callers that may not block. Not tokio's pool: its
 /// threads are used again, and work here changes who the thread is, or hangs in a dead network's home.
 ///

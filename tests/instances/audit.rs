@@ -6,6 +6,7 @@ use portcullis_provision::local::Output;
 use serde_json::{Value, json};
 
 use crate::api::{Api, rule};
+use crate::endpoint::curl;
 use crate::lab::{Lab, Machine, READY_TIME, Run, SOON, USER, allow, eventually};
 use crate::login::ssh;
 
@@ -65,8 +66,54 @@ fn changes_and_refusals_are_recorded_with_who_what_before_and_after_and_no_secre
     api.done("POST", "/v1/keys", &json!({"user": USER, "key": key.to_line()}));
     let refused = machine.run("portcullis firewall add --id web --protocol tcp --port 1");
     assert_eq!(refused.code, Some(2), "{refused:?}");
+    // These never get to the agent as a call.
+    let garbage = api.ask("POST", "/v1/keys", &json!({"user": "\u{1b}[1m"}));
+    assert_eq!(garbage.status, 422, "{garbage:?}");
+    let beside = lab.provider.network().path();
+    let nobody = curl(&beside, &machine, "/v1/spec", &[]).unwrap();
+    assert_eq!(nobody.status, 403);
+    let absent_path = curl(&beside, &machine, "/v1/nothing", &[]).unwrap();
+    assert_eq!(absent_path.status, 404);
 
-    let all = records(&machine);
+    let all = eventually(SOON, "refusals of the endpoint are in the log", || {
+        let all = records(&machine);
+        match all
+            .iter()
+            .filter(|record| record["action"] == "call-refused")
+            .count()
+        {
+            0 | 1 => Err(all.len()),
+            _ => Ok(all),
+        }
+    });
+    let of_endpoint: Vec<&Value> = all
+        .iter()
+        .filter(|record| record["action"] == "call-refused")
+        .collect();
+    let [bad, unknown] = of_endpoint.as_slice() else {
+        panic!("{of_endpoint:?}")
+    };
+    assert_eq!(
+        [
+            &bad["refusal"],
+            &bad["parameters"]["operation"],
+            &bad["parameters"]["status"]
+        ],
+        ["bad-input", "add_key", "422"]
+    );
+    assert!(bad["who"]["subject"].as_str().unwrap().contains("CN="), "{bad}");
+    assert_eq!(
+        [
+            &unknown["refusal"],
+            &unknown["parameters"]["operation"],
+            &unknown["parameters"]["status"]
+        ],
+        ["not-permitted", "get_spec", "403"]
+    );
+    assert!(
+        unknown["who"]["address"].as_str().unwrap().contains(':'),
+        "{unknown}"
+    );
     let begin = last(&all, "spec-file", "changed");
     assert_eq!(
         (&begin["generation_before"], &begin["generation"], &begin["who"]),

@@ -284,8 +284,7 @@ fn who_answers_in_the_control_planes_place_is_not_believed() {
     let before = served(&lab, &machine);
     let _desk = Desk::new(&lab, &authority, registrar.certificate_pem(), clerk);
     send(&mut machine, &token);
-    let journal =
-        || machine.ok("journalctl -u portcullis -o cat MESSAGE_ID=5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e7b");
+    let journal = || machine.ok("journalctl -b -o cat MESSAGE_ID=5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e7b");
     let told = eventually(Duration::from_secs(60), "four answers are refused", || {
         let told = journal();
         if told.matches("proves nothing").count() >= 3 {

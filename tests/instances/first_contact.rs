@@ -150,15 +150,16 @@ fn a_wrong_proof_learns_nothing_and_ends_nothing() {
     assert_eq!(get(&lab, &machine, ASK, &[]).status, 404);
 }
 
-/// The daemon lives in another year from now on.
+/// The daemon and its front live in another year from now on.
 fn shift_clock(machine: &Machine, days: i64) {
     let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
     let bytes = std::fs::read(library).unwrap();
-    let put = "cat > /usr/local/lib/libfaketime.so.1; mkdir -p /etc/systemd/system/portcullis.service.d";
+    let put = "cat > /usr/local/lib/libfaketime.so.1";
     assert!(machine.run_with(put, &bytes).success());
     machine.ok(&format!(
-        "printf '[Service]\\nEnvironment=LD_PRELOAD=/usr/local/lib/libfaketime.so.1 FAKETIME={days:+}d \
-         FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_NO_CACHE=1 NO_FAKE_STAT=1\\n' > /etc/systemd/system/portcullis.service.d/clock.conf
+        "for unit in portcullis portcullis-front; do mkdir -p /etc/systemd/system/$unit.service.d
+         printf '[Service]\\nEnvironment=LD_PRELOAD=/usr/local/lib/libfaketime.so.1 FAKETIME={days:+}d \
+         FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_NO_CACHE=1 NO_FAKE_STAT=1\\n' > /etc/systemd/system/$unit.service.d/clock.conf; done
          systemctl daemon-reload; systemctl restart portcullis"
     ));
     let real = host("date").arg("+%Y").succeed();
@@ -199,6 +200,7 @@ fn a_clock_that_is_off_by_20_years_neither_breaks_nor_weakens_it() {
         }
     });
     for (number, days) in [-7300, 7300].into_iter().enumerate() {
+        machine.ok("rm -f /var/lib/portcullis/time.json");
         shift_clock(&machine, days);
         // Nothing is known of the time but that clock, and when the authority was made: nobody is let in.
         let holds = lab.provider.client_certificate().unwrap();
@@ -214,5 +216,9 @@ fn a_clock_that_is_off_by_20_years_neither_breaks_nor_weakens_it() {
         assert!(health(&machine, &ended).is_err(), "{days}");
         let told = "journalctl -u portcullis -o cat MESSAGE_ID=5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e79 | grep -c .";
         assert_eq!(machine.ok(told), (number + 1).to_string());
+        // And whoever comes after it knows it too.
+        machine.ok("systemctl restart portcullis");
+        assert_eq!(health(&machine, &holds).unwrap().status, 200, "{days}");
+        assert!(health(&machine, &ended).is_err(), "{days}");
     }
 }

@@ -76,12 +76,22 @@ fn without_a_supervisor_it_goes_to_the_background_once() {
 fn the_units_are_sound_and_say_how_it_is() {
     let lab = Lab::new();
     let machine = lab.launch();
-    for unit in ["portcullis.service", "portcullis-lockdown.service"] {
+    for unit in [
+        "portcullis.service",
+        "portcullis-front.service",
+        "portcullis-lockdown.service",
+    ] {
         let output = machine.run(&format!("systemd-analyze verify --man=no {unit}"));
         assert!(output.success(), "{output:?}");
         assert_eq!((output.stdout.trim(), output.stderr.trim()), ("", ""), "{unit}");
         assert_eq!(machine.unit(unit, "ActiveState"), "active");
-        assert_eq!(machine.unit(unit, "UnitFileState"), "enabled");
+        // The front is wanted by the daemon, and enabled with it.
+        let enabled = if unit.contains("front") {
+            "static"
+        } else {
+            "enabled"
+        };
+        assert_eq!(machine.unit(unit, "UnitFileState"), enabled, "{unit}");
         let exposure = machine
             .run(&format!("systemd-analyze security --no-pager {unit}"))
             .stdout;
@@ -151,7 +161,9 @@ fn the_journal_has_a_message_id_for_each_step_to_ready() {
     );
     assert!(micros(ready) >= micros(&accepted[0]));
     // No secret of the spec is in it.
-    let all = machine.ok("journalctl -b -o export _SYSTEMD_UNIT=portcullis.service");
+    let all = machine.ok(
+        "journalctl -b -o export _SYSTEMD_UNIT=portcullis.service + _SYSTEMD_UNIT=portcullis-front.service",
+    );
     let control_plane = machine.spec.control_plane.as_ref().unwrap();
     for secret in [&control_plane.enrolment_token, &control_plane.external_id] {
         assert!(!all.contains(secret.as_ref().unwrap().expose()));
@@ -179,7 +191,7 @@ fn a_purge_leaves_nothing() {
     ));
     assert_eq!(left, "");
     assert!(!machine.run("nft list table inet portcullis").success());
-    for unit in ["portcullis", "portcullis-lockdown"] {
+    for unit in ["portcullis", "portcullis-front", "portcullis-lockdown"] {
         assert!(!machine.run(&format!("systemctl cat {unit}")).success(), "{unit}");
         assert_ne!(machine.unit(unit, "ActiveState"), "active");
     }

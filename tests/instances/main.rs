@@ -32,6 +32,7 @@ mod enrol;
 mod example;
 mod faults;
 mod first_contact;
+mod front;
 mod host_keys;
 mod keys;
 mod lab;

@@ -105,7 +105,7 @@ fn a_token_in_a_file_is_read_again_when_it_changes_and_only_if_it_is_secret() {
     receiver.until(PATIENTLY, "generation 4", |asked| {
         asked.report().generation == Some(4) && asked.header("authorization") == "Bearer second-token"
     });
-    let journal = machine.ok("journalctl -u portcullis -o export");
+    let journal = machine.ok("journalctl -u portcullis -u portcullis-front -o export");
     assert!(!journal.contains("first-token") && !journal.contains("second-token"));
 }
 
@@ -316,7 +316,7 @@ fn a_service_accounts_key_is_exchanged_for_tokens_that_are_renewed_before_they_e
     receiver.until(PATIENTLY, "another token", |asked| {
         asked.header("authorization") != last
     });
-    let journal = machine.ok("journalctl -u portcullis -o export");
+    let journal = machine.ok("journalctl -u portcullis -u portcullis-front -o export");
     assert!(!journal.contains("token-1") && !journal.contains("PRIVATE KEY"));
 }
 

@@ -127,6 +127,15 @@ pub enum Request {
         /// What TLS said of it.
         reason: HandshakeRefusal,
     },
+    /// Nothing is asked: the endpoint tells of a call that it refused by itself, so that it is recorded.
+    CallRefused {
+        /// The operation, as the API's description names it.
+        operation: String,
+        /// The status that the caller got (RFC 9110 section 15.5).
+        status: u16,
+        /// What the caller was told.
+        detail: String,
+    },
     /// What the agent has counted and measured.
     Metrics,
     /// Which keys this instance has, bound to the enrolment token. All that a caller without a certificate
@@ -172,6 +181,7 @@ impl Request {
             Self::RevokeAccess { .. } => "revoke-access",
             Self::RestoreAccess { .. } => "restore-access",
             Self::HandshakeRefused { .. } => "handshake-refused",
+            Self::CallRefused { .. } => "call-refused",
             Self::Metrics => "metrics",
             Self::Identity { .. } => "identity",
             Self::FirstContact { .. } => "first-contact",

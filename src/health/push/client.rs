@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Certificate, Client, Identity, Response, StatusCode, Url};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Response, StatusCode, Url};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -214,15 +214,23 @@ fn meaning(url: &str, answer: &Response) -> Failure {
     }
 }
 
-fn build(access: &Access) -> Result<Client, String> {
-    let mut builder = Client::builder()
+/// What each of our clients has in common.
+pub fn builder() -> ClientBuilder {
+    Client::builder()
         .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
         .https_only(true)
         .timeout(REQUEST_TIME)
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .pool_max_idle_per_host(1)
-        .tls_version_min(reqwest::tls::Version::TLS_1_2);
+}
+
+/// A client that trusts and shows what it is given.
+///
+/// # Errors
+/// What of it can't be used.
+pub fn build(access: &Access) -> Result<Client, String> {
+    let mut builder = builder().tls_version_min(reqwest::tls::Version::TLS_1_2);
     if let Some(pem) = &access.authorities {
         let authorities = Certificate::from_pem_bundle(pem.as_bytes())
             .map_err(|e| format!("report.ca_file: {}", describe(&e)))?;

@@ -31,9 +31,9 @@ const REREAD_TIME: Duration = Duration::from_secs(5);
 struct Gone;
 
 /// Pushes until the agent offers nothing any more.
-pub async fn run(interval: Duration, offers: watch::Receiver<Offer>, said: mpsc::Sender<Said>) {
+pub async fn run(offers: watch::Receiver<Offer>, said: mpsc::Sender<Said>) {
+    let interval = offers.borrow().interval;
     let mut pusher = Pusher {
-        interval,
         offers,
         said,
         courier: Courier::default(),
@@ -46,7 +46,6 @@ pub async fn run(interval: Duration, offers: watch::Receiver<Offer>, said: mpsc:
 }
 
 struct Pusher {
-    interval: Duration,
     offers: watch::Receiver<Offer>,
     said: mpsc::Sender<Said>,
     courier: Courier,
@@ -113,7 +112,7 @@ impl Pusher {
     async fn delivered(&mut self, offer: &Offer, change: Option<u64>) -> Result<(), Gone> {
         self.patience = Patience::default();
         self.refusals = 0;
-        self.due = Instant::now() + jittered(self.interval);
+        self.due = Instant::now() + jittered(offer.interval);
         if change.is_none() {
             self.nudge = offer.nudge;
         }

@@ -4,6 +4,7 @@
 //! All of it can be sent to another process. May not live here: files, sockets.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use portcullis_protocol::{Report, Secret};
@@ -16,7 +17,8 @@ pub struct Offer {
     pub url: Option<String>,
     /// The oldest change that was not delivered yet. It is offered until the pusher says that it was.
     pub change: Option<Change>,
-    /// The newest report, which is told on the interval.
+    /// The newest report, which is told on the interval. To another process it is told by itself.
+    #[serde(skip)]
     pub newest: Option<Arc<Report>>,
     /// The newest report is told at once when this is another number than before.
     pub nudge: u64,
@@ -30,6 +32,8 @@ pub struct Offer {
     pub access: Arc<Result<Access, String>>,
     /// How often the credentials' files were read.
     pub reads: u64,
+    /// Time between two reports when nothing changes.
+    pub interval: Duration,
 }
 
 impl Default for Offer {
@@ -44,6 +48,7 @@ impl Default for Offer {
             dropped: 0,
             access: Arc::new(Err("the credentials were not read yet".to_owned())),
             reads: 0,
+            interval: Duration::from_secs(300),
         }
     }
 }

@@ -97,6 +97,12 @@ impl Asked {
             }
             Request::FirstContact { .. } | Request::Enrolled { .. } => {}
             Request::HandshakeRefused { reason } => self.with("reason", format!("{reason:?}")),
+            Request::CallRefused {
+                operation, status, ..
+            } => {
+                self.with("operation", operation);
+                self.with("status", status);
+            }
             Request::TrustHostKeys => {}
         }
     }

@@ -7,17 +7,31 @@ use std::collections::BTreeMap;
 use super::{Cluster, MAX_PEERS, MAX_RULES, MAX_SOURCES, Problem, SPEC_VERSION, Spec};
 use crate::{FirewallRule, SourceRange};
 
+/// Characters of a token that nobody guesses: 128 random bits take so many in base64.
+const SAFE_TOKEN: usize = 22;
+
 impl Spec {
-    /// What is accepted and may not be what was meant: ranges with host bits. Each with its field, and
+    /// What is accepted and may not be what was meant: ranges with host bits, a token that is short. Each with its field, and
     /// with what is made of it.
     pub fn warnings(&self) -> Vec<Problem> {
         let sources = self.source_fields();
         let odd = sources.filter(|(_, source)| source.has_host_bits());
-        odd.map(|(field, source)| Problem {
+        let odd = odd.map(|(field, source)| Problem {
             field,
             reason: format!("{source} has host bits: it is taken as {}", source.net()),
+        });
+        odd.chain(self.short_token()).collect()
+    }
+
+    /// A token that can be guessed by whoever hears an answer that is bound to it.
+    fn short_token(&self) -> Option<Problem> {
+        let length = self.enrolment_token()?.expose().len();
+        (1..SAFE_TOKEN).contains(&length).then(|| Problem {
+            field: "control_plane.enrolment_token".to_owned(),
+            reason: format!(
+                "it has {length} characters, and can be guessed: {SAFE_TOKEN} random ones are safe"
+            ),
         })
-        .collect()
     }
 
     /// All sources with their fields.

@@ -242,3 +242,17 @@ fn secrets_are_left_out_and_kept() {
     none.keep_secrets_of(&accepted);
     assert_eq!(none.control_plane, None);
 }
+
+#[test]
+fn a_token_that_can_be_guessed_is_warned_of() {
+    let warned = |token: &str| {
+        let spec = spec(&format!(r#","control_plane":{{"enrolment_token":"{token}"}}"#)).unwrap();
+        spec.warnings().iter().any(|warning| {
+            let text = warning.to_string();
+            assert!(!text.contains(token), "{text}");
+            text.starts_with("control_plane.enrolment_token: ")
+        })
+    };
+    assert!(warned("hunter2") && warned(&"a".repeat(21)));
+    assert!(!warned(&"a".repeat(22)));
+}
