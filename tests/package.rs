@@ -65,17 +65,32 @@ fn lacks(file: &Path) -> Vec<&'static str> {
     let stack = segments.lines().find(|line| line.contains("GNU_STACK"));
     // Flags stand before the alignment; E is "may be executed".
     let stack_may_run = stack.is_none_or(|line| line.split_whitespace().rev().nth(1).unwrap().contains('E'));
-    let writable_code = segments.lines().any(|line| line.contains("LOAD") && line.contains("RWE"));
+    let writable_code = segments
+        .lines()
+        .any(|line| line.contains("LOAD") && line.contains("RWE"));
     let checks = [
-        ("PIE", header.contains("DYN (Position-Independent Executable") && dynamic.contains("PIE")),
+        (
+            "PIE",
+            header.contains("DYN (Position-Independent Executable") && dynamic.contains("PIE"),
+        ),
         ("RELRO", segments.contains("GNU_RELRO")),
-        ("BIND_NOW", dynamic.contains("BIND_NOW") || dynamic.contains("Flags: NOW")),
+        (
+            "BIND_NOW",
+            dynamic.contains("BIND_NOW") || dynamic.contains("Flags: NOW"),
+        ),
         ("a stack that can't be executed", !stack_may_run),
         ("memory that is writable or executable, not both", !writable_code),
-        ("no search path of its own", !dynamic.contains("RPATH") && !dynamic.contains("RUNPATH")),
+        (
+            "no search path of its own",
+            !dynamic.contains("RPATH") && !dynamic.contains("RUNPATH"),
+        ),
         ("no relocations in code", !dynamic.contains("TEXTREL")),
     ];
-    checks.iter().filter(|(_, held)| !held).map(|(name, _)| *name).collect()
+    checks
+        .iter()
+        .filter(|(_, held)| !held)
+        .map(|(name, _)| *name)
+        .collect()
 }
 
 #[test]
@@ -86,9 +101,21 @@ fn the_program_is_hardened() {
     let (source, weak) = (folder.path().join("a.c"), folder.path().join("weak"));
     fs::write(&source, "int main(void) { return 0; }").unwrap();
     let mut gcc = Command::new("gcc");
-    gcc.args(["-no-pie", "-z", "execstack", "-Wl,-z,norelro,-z,lazy,-rpath,/tmp", "-o"]);
+    gcc.args([
+        "-no-pie",
+        "-z",
+        "execstack",
+        "-Wl,-z,norelro,-z,lazy,-rpath,/tmp",
+        "-o",
+    ]);
     said(gcc.arg(&weak).arg(&source));
-    let expected = ["PIE", "RELRO", "BIND_NOW", "a stack that can't be executed", "no search path of its own"];
+    let expected = [
+        "PIE",
+        "RELRO",
+        "BIND_NOW",
+        "a stack that can't be executed",
+        "no search path of its own",
+    ];
     assert_eq!(lacks(&weak), expected);
 }
 
@@ -101,7 +128,12 @@ fn texts(file: &Path) -> String {
 fn the_program_does_not_tell_where_it_was_built() {
     let text = texts(&program());
     let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
-    for private in [root().to_str().unwrap(), &format!("{home}/"), "/.cargo/", "/.rustup/"] {
+    for private in [
+        root().to_str().unwrap(),
+        &format!("{home}/"),
+        "/.cargo/",
+        "/.rustup/",
+    ] {
         assert!(!text.contains(private), "the program has the path {private}");
     }
     // Paths are looked for where there are some: those of the sources, with their beginning replaced.
@@ -110,55 +142,100 @@ fn the_program_does_not_tell_where_it_was_built() {
 
 fn bill() -> Value {
     let file = unpacked().join("usr/share/doc/portcullis/sbom.cdx.json");
-    let file = if file.exists() { file } else { panic!("the package has no sbom.cdx.json") };
+    let file = if file.exists() {
+        file
+    } else {
+        panic!("the package has no sbom.cdx.json")
+    };
     serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
 }
 
 /// Name and version of everything that the bill names.
 fn billed(bill: &Value) -> BTreeSet<String> {
     let components = bill["components"].as_array().unwrap();
-    let named = components.iter().map(|c| format!("{}-{}", c["name"].as_str().unwrap(), c["version"].as_str().unwrap()));
+    let named = components.iter().map(|c| {
+        format!(
+            "{}-{}",
+            c["name"].as_str().unwrap(),
+            c["version"].as_str().unwrap()
+        )
+    });
     named.collect()
 }
 
 /// `NAME-VERSION` of each package that Cargo resolves for the agent, with these kinds of dependencies.
 fn resolved(kinds: &str) -> BTreeSet<String> {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root()).args(["tree", "--locked", "--offline", "--prefix", "none", "-p", "portcullis"]);
+    cargo.current_dir(root()).args([
+        "tree",
+        "--locked",
+        "--offline",
+        "--prefix",
+        "none",
+        "-p",
+        "portcullis",
+    ]);
     let tree = said(cargo.args(["--format", "{p}", "-e", kinds]));
     let packages = tree.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         Some(format!("{}-{}", words.next()?, words.next()?.strip_prefix('v')?))
     });
-    packages.filter(|package| !package.starts_with("portcullis-0")).collect()
+    packages
+        .filter(|package| !package.starts_with("portcullis-0"))
+        .collect()
 }
 
 #[test]
 fn the_bill_of_materials_names_what_is_compiled_in_and_nothing_of_the_tests() {
     let bill = bill();
     assert_eq!(bill["metadata"]["component"]["name"], "portcullis");
-    assert_eq!(bill["metadata"]["component"]["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        bill["metadata"]["component"]["version"],
+        env!("CARGO_PKG_VERSION")
+    );
     let billed = billed(&bill);
     let shipped = resolved("normal,build");
     assert!(shipped.len() > 100, "{}", shipped.len());
     // The package is built together with the library, which may ask for more features of a crate.
-    assert!(billed.is_superset(&shipped), "missing: {:?}", shipped.difference(&billed).collect::<Vec<_>>());
+    assert!(
+        billed.is_superset(&shipped),
+        "missing: {:?}",
+        shipped.difference(&billed).collect::<Vec<_>>()
+    );
     let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
     let locked: BTreeSet<String> = lock
         .split("[[package]]")
         .filter_map(|block| {
-            let field = |name| block.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix('"'));
+            let field = |name| {
+                block
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name)?.strip_suffix('"'))
+            };
             Some(format!("{}-{}", field("name = \"")?, field("version = \"")?))
         })
         .collect();
-    assert!(billed.is_subset(&locked), "not locked: {:?}", billed.difference(&locked).collect::<Vec<_>>());
+    assert!(
+        billed.is_subset(&locked),
+        "not locked: {:?}",
+        billed.difference(&locked).collect::<Vec<_>>()
+    );
     let tests = resolved("normal,build,dev");
-    let for_tests: Vec<_> = tests.difference(&shipped).filter(|name| name.starts_with("proptest-")).collect();
-    assert!(!for_tests.is_empty() && for_tests.iter().all(|name| !billed.contains(*name)), "{for_tests:?}");
+    let for_tests: Vec<_> = tests
+        .difference(&shipped)
+        .filter(|name| name.starts_with("proptest-"))
+        .collect();
+    assert!(
+        !for_tests.is_empty() && for_tests.iter().all(|name| !billed.contains(*name)),
+        "{for_tests:?}"
+    );
     for component in bill["components"].as_array().unwrap() {
         let name = component["name"].as_str().unwrap();
         if !name.starts_with("portcullis") {
-            assert_eq!(component["hashes"][0]["content"].as_str().unwrap().len(), 64, "{name}");
+            assert_eq!(
+                component["hashes"][0]["content"].as_str().unwrap().len(),
+                64,
+                "{name}"
+            );
         }
         assert!(component["licenses"][0]["expression"].is_string(), "{name}");
     }
@@ -176,7 +253,10 @@ fn the_bill_of_materials_names_every_crate_that_the_program_names() {
         .collect();
     assert!(named.len() > 30, "{named:?}");
     for name in named {
-        assert!(billed.contains(name), "{name} is in the program and not in the bill");
+        assert!(
+            billed.contains(name),
+            "{name} is in the program and not in the bill"
+        );
     }
 }
 
@@ -187,7 +267,13 @@ fn the_bill_of_materials_is_cyclonedx_and_always_the_same() {
         let file = folder.path().join(name);
         // As `make deb` built it.
         let mut xtask = Command::new(root().join("target/release/xtask"));
-        said(xtask.arg("sbom").arg(&file).current_dir(root()).env("SOURCE_DATE_EPOCH", "1700000000"));
+        said(
+            xtask
+                .arg("sbom")
+                .arg(&file)
+                .current_dir(root())
+                .env("SOURCE_DATE_EPOCH", "1700000000"),
+        );
         fs::read_to_string(file).unwrap()
     };
     let once = write("once");
@@ -219,7 +305,13 @@ fn the_bill_of_materials_is_cyclonedx_and_always_the_same() {
 fn debian_takes_the_package() {
     let lintian = |package: &Path| {
         let mut lintian = Command::new("lintian");
-        lintian.args(["--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0"]);
+        lintian.args([
+            "--allow-root",
+            "--fail-on",
+            "error,warning",
+            "--tag-display-limit",
+            "0",
+        ]);
         output(lintian.arg(package))
     };
     let (clean, said) = lintian(&deb());
@@ -229,7 +321,12 @@ fn debian_takes_the_package() {
     let (tree, poor) = (folder.path().join("tree"), folder.path().join("poor.deb"));
     self::said(Command::new("dpkg-deb").arg("-R").arg(deb()).arg(&tree));
     fs::remove_file(tree.join("usr/share/doc/portcullis/copyright")).unwrap();
-    self::said(Command::new("dpkg-deb").args(["--root-owner-group", "-Znone", "-b"]).arg(&tree).arg(&poor));
+    self::said(
+        Command::new("dpkg-deb")
+            .args(["--root-owner-group", "-Znone", "-b"])
+            .arg(&tree)
+            .arg(&poor),
+    );
     let (clean, said) = lintian(&poor);
     assert!(!clean && said.contains("no-copyright-file"), "{said}");
 }
@@ -237,10 +334,21 @@ fn debian_takes_the_package() {
 /// Keys of `[dependencies]` in the root manifest, which `cargo metadata` tells in its own words.
 fn direct_dependencies() -> BTreeSet<String> {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root()).args(["tree", "--locked", "--offline", "--prefix", "none", "-p", "portcullis"]);
+    cargo.current_dir(root()).args([
+        "tree",
+        "--locked",
+        "--offline",
+        "--prefix",
+        "none",
+        "-p",
+        "portcullis",
+    ]);
     let tree = said(cargo.args(["--depth", "1", "--format", "{p}", "-e", "normal"]));
     let names = tree.lines().skip(1).filter_map(|line| line.split(' ').next());
-    names.filter(|name| !name.starts_with("portcullis")).map(str::to_owned).collect()
+    names
+        .filter(|name| !name.starts_with("portcullis"))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
@@ -255,9 +363,16 @@ fn the_table_of_dependencies_is_current() {
         let name = name.trim_matches('`');
         assert!(listed.insert(name.to_owned()), "{name} twice");
         for size in [alone, with] {
-            assert!(size == "0" || size.ends_with(" KiB"), "{name}: {size:?} is not measured: make dependencies");
+            assert!(
+                size == "0" || size.ends_with(" KiB"),
+                "{name}: {size:?} is not measured: make dependencies"
+            );
         }
         assert!(why.len() > 10, "{name}: why?");
     }
-    assert_eq!(listed, direct_dependencies(), "left: the table, right: Cargo.toml");
+    assert_eq!(
+        listed,
+        direct_dependencies(),
+        "left: the table, right: Cargo.toml"
+    );
 }

@@ -6,6 +6,7 @@
 //! May not live here: fuzzers (`targets/`), parsers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod channel;
 mod documents;
 mod kernel;
 mod keys;
@@ -18,6 +19,7 @@ pub type Target = fn(&[u8]) -> bool;
 /// All targets. Each has seeds below `fuzz/seeds`, and a program in `fuzz/targets`.
 pub const TARGETS: &[(&str, Target)] = &[
     ("audit", state::audit),
+    ("channel", channel::channel),
     ("control", documents::control),
     ("foreign", kernel::foreign),
     ("http", documents::http),

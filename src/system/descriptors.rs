@@ -137,7 +137,8 @@ mod tests {
             .stdin(socket.as_fd().try_clone_to_owned().unwrap())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.contains("1 passed"), "{said}");
     }
 
@@ -149,15 +150,23 @@ mod tests {
             return;
         }
         let output = std::process::Command::new("valgrind")
-            .args(["--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite"])
+            .args([
+                "--error-exitcode=9",
+                "--leak-check=full",
+                "--errors-for-leak-kinds=definite",
+            ])
             .args(["--trace-children=yes", "--track-fds=yes"])
             .arg(std::env::current_exe().unwrap())
             .arg("system::descriptors::")
             .env(UNDER, "1")
             .output()
             .expect("valgrind is there (packaging/setup)");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
-        assert!(said.contains("4 passed") && said.contains("ERROR SUMMARY: 0 errors"), "{said}");
+        assert!(
+            said.contains("4 passed") && said.contains("ERROR SUMMARY: 0 errors"),
+            "{said}"
+        );
     }
 }
