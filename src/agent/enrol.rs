@@ -157,12 +157,13 @@ impl Agent {
         }
         let shown = self.identity.certified(instance).filter(|_| renewal);
         let shown = shown.map(|certified| (certified.pem, self.identity.key_pem()));
+        let time = self.identity.clock().what_is_known();
         let asked = self.enrolment.asked.as_ref();
         let request = asked.map(|asked| &asked.request);
         Ok(Some(Errand {
             url: url.as_str().to_owned(),
             body: serde_json::to_string(&request).map_err(|e| e.to_string())?,
-            access: report_access::for_enrolment(&self.settings.report, shown),
+            access: report_access::for_enrolment(&self.settings.report, shown, time),
         }))
     }
 

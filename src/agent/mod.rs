@@ -11,6 +11,7 @@ pub mod control;
 pub mod denied;
 mod enrol;
 pub mod events;
+pub mod exposure;
 mod first_contact;
 pub mod front;
 pub mod gate;
@@ -321,6 +322,10 @@ impl Agent {
             };
             durations.took("endpoint", start);
         }
+        let start = Instant::now();
+        let (gate, links) = (&self.seen.gate, &self.settings.links);
+        self.seen.exposure = exposure::look(gate, &self.seen.conflicts, links, false).await;
+        durations.took("exposure", start);
         self.publish();
         self.tend_enrolment();
     }

@@ -18,6 +18,7 @@ use super::spool::{Added, Spool};
 use crate::config::report::ReportSettings;
 use crate::health::push::offer::{Offer, PushState, Said};
 use crate::identity::TlsIdentity;
+use crate::identity::time::KnownTime;
 use crate::log::id;
 use crate::system::clock;
 use crate::system::watch::{Topic, Watch};
@@ -62,6 +63,7 @@ impl Outbox {
         let mut keeper = Keeper {
             settings,
             spool,
+            time: identity.clock().what_is_known(),
             identity,
             offers: offer_sender,
             state: state_sender,
@@ -120,6 +122,8 @@ struct Keeper {
     settings: ReportSettings,
     spool: Spool,
     identity: Arc<TlsIdentity>,
+    /// What was known of the time when the credentials were read.
+    time: KnownTime,
     offers: watch::Sender<Offer>,
     state: watch::Sender<PushState>,
     watch: Option<Watch>,
@@ -146,8 +150,9 @@ impl Keeper {
     }
 
     fn take(&mut self, update: Update) {
-        if !Arc::ptr_eq(&self.identity, &update.identity) {
-            self.identity = update.identity;
+        let time = update.identity.clock().what_is_known();
+        if !Arc::ptr_eq(&self.identity, &update.identity) || self.time != time {
+            (self.identity, self.time) = (update.identity, time);
             self.read_access();
         }
         // The first report of a process is told even if it says what an earlier one said.

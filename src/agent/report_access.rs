@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::config::report::{Auth, ReportSettings};
 use crate::health::push::offer::{Access, Platform, Proof, ServiceKey};
 use crate::identity::TlsIdentity;
+use crate::identity::time::KnownTime;
 use crate::system::secret_files::{place, read_public, read_secret};
 
 /// Reads all that pushing needs.
@@ -19,6 +20,7 @@ use crate::system::secret_files::{place, read_public, read_secret};
 /// A reason for the operator that names the setting and the file, without any secret.
 pub fn load(settings: &ReportSettings, identity: &TlsIdentity) -> Result<Access, String> {
     Ok(Access {
+        time: identity.clock().what_is_known(),
         authorities: authorities(settings)?,
         proof: proof(&settings.auth, identity)?,
     })
@@ -28,8 +30,13 @@ pub fn load(settings: &ReportSettings, identity: &TlsIdentity) -> Result<Access,
 ///
 /// # Errors
 /// As [`load`].
-pub fn for_enrolment(settings: &ReportSettings, shown: Option<(String, Secret)>) -> Result<Access, String> {
+pub fn for_enrolment(
+    settings: &ReportSettings,
+    shown: Option<(String, Secret)>,
+    time: KnownTime,
+) -> Result<Access, String> {
     Ok(Access {
+        time,
         authorities: authorities(settings)?,
         proof: shown.map_or(Proof::None, |(chain, key)| Proof::Certificate { chain, key }),
     })

@@ -79,7 +79,7 @@ pub fn run(global: &Global, arguments: &AuditArguments) -> Result<(), Failure> {
 
 /// All files and the head, as they were at one moment: the daemon may write and rotate meanwhile. The head is
 /// read first, since it is written last.
-fn load(folder: &Path) -> Result<(Vec<LogFile>, Option<Head>), Failure> {
+pub fn load(folder: &Path) -> Result<(Vec<LogFile>, Option<Head>), Failure> {
     let failed = |error: std::io::Error| Failure::Failed(format!("{}: {error}", folder.display()));
     for _ in 0..10 {
         let names = audit_file::names(folder).map_err(failed)?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Failure, Global, report, require_root, runtime};
+use crate::agent::exposure;
 use crate::agent::gate;
 use crate::agent::logins;
 use crate::agent::neighbours;
@@ -34,6 +35,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
         };
         let gate = Arc::new(gate::observe(&settings, spec.as_ref()));
         let conflicts = neighbours::look(&gate.planned, &settings.links).await;
+        let exposure = exposure::look(&gate, &conflicts, &settings.links, false).await;
         let seen = Observations {
             gate,
             trial_until: None,
@@ -44,6 +46,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
             unfit: logins.unfit,
             tls,
             conflicts,
+            exposure,
         };
         write(spec.as_ref(), refused.as_deref(), &seen, None)
     });

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::apply::{TermsArguments, change};
 use super::denied::{self, DeniedArguments};
+use super::exposure;
 use super::status::{ask, unexpected};
 use super::{Failure, Format, Global, plain_table, print, print_json, require_root, runtime};
 use crate::system::nftables::{Count, Nftables};
@@ -28,6 +29,10 @@ pub enum FirewallCommand {
     /// Show how many packets were denied and why, and who sent most of them.
     #[command(after_help = "Example:\n  portcullis firewall denied --top 3")]
     Denied(DeniedArguments),
+    /// Show what listens on this host or is published by containers, who gets at it and by which rule.
+    #[command(after_help = "Examples:\n  portcullis firewall exposure\n  \
+        portcullis firewall exposure --format json | jq '.exposure.listeners[] | select(.reach == \"anybody\")'")]
+    Exposure,
 }
 
 #[derive(Args, Debug)]
@@ -70,6 +75,7 @@ pub fn run(global: &Global, command: &FirewallCommand) -> Result<(), Failure> {
             change(global, "revoking a rule", &request)
         }
         FirewallCommand::Denied(arguments) => denied::run(global, arguments),
+        FirewallCommand::Exposure => exposure::run(global),
     }
 }
 

@@ -52,8 +52,7 @@ async fn terminated() -> io::Result<()> {
     Ok(())
 }
 
-/// A hole in what speaks to the network must not be root: this refuses to be, or to be able to become it. Others
-/// of the same user neither trace it nor read its memory (prctl(2), `PR_SET_DUMPABLE`): the TLS key is there.
+/// A hole in what speaks to the network must not be root: this refuses to be, or to be able to become it.
 fn give_up_rights() -> Result<(), Failure> {
     let failed = |e: io::Error| Failure::Failed(format!("can't give up rights: {e}"));
     let (effective, real) = (nix::unistd::geteuid(), nix::unistd::getuid());
@@ -65,6 +64,5 @@ fn give_up_rights() -> Result<(), Failure> {
             channel::FRONT_USER
         )));
     }
-    prctl::set_no_new_privs().map_err(|e| failed(e.into()))?;
-    prctl::set_dumpable(false).map_err(|e| failed(e.into()))
+    prctl::set_no_new_privs().map_err(|e| failed(e.into()))
 }

@@ -6,9 +6,11 @@ mod absent;
 mod access;
 mod apply;
 mod audit;
+mod bug_report;
 mod check;
 mod denied;
 mod explain;
+mod exposure;
 mod firewall;
 mod front;
 mod keys;
@@ -30,6 +32,7 @@ use portcullis_protocol::spec::MAX_SPEC_BYTES;
 use serde::Serialize;
 
 use crate::config::{ConfigError, Settings};
+use crate::system::memory;
 
 /// Shut a cloud instance, let in exactly what was named, and prove it.
 #[derive(Debug, Parser)]
@@ -118,6 +121,12 @@ enum Command {
         portcullis audit verify"
     )]
     Audit(audit::AuditArguments),
+    /// Pack what somebody needs who helps from afar into one file, without secrets.
+    #[command(
+        after_help = "It works without the daemon, changes nothing, and says what is in it. Look at it before you send it.\n\n\
+        Examples:\n  portcullis bug-report\n  portcullis bug-report -o - | ssh laptop 'cat > report.tar.gz'"
+    )]
+    BugReport(bug_report::BugReportArguments),
     /// Show what fails, since when, why and what to do, and who is let in.
     #[command(
         after_help = "Examples:\n  portcullis status --watch\n  portcullis status --watch --format json | jq -c .ready"
@@ -173,6 +182,10 @@ pub fn command() -> clap::Command {
 /// Parses the arguments of the process, does what they say, and gives the exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Before anything that is secret is read.
+    if let Err(reason) = memory::keep_out_of_cores() {
+        eprintln!("portcullis: warning: a crash could write secrets to a disk: {reason}");
+    }
     match dispatch(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -200,6 +213,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Keys(command) => keys::run(&global, &command),
         Command::Access(command) => access::run(&global, &command),
         Command::Audit(arguments) => audit::run(&global, &arguments),
+        Command::BugReport(arguments) => bug_report::run(&global, &arguments),
         Command::Explain(arguments) => explain::run(&global, &arguments),
         Command::Status(status) => status::run(&global, &status),
     }

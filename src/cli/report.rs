@@ -287,7 +287,7 @@ fn style(status: Status) -> Style {
     Style::new().fg_color(Some(colour.into()))
 }
 
-fn coloured(text: &str, style: Style) -> String {
+pub fn coloured(text: &str, style: Style) -> String {
     format!("{style}{text}{style:#}")
 }
 
@@ -299,7 +299,7 @@ fn printable(text: &str) -> String {
 }
 
 /// Lines of at most so many characters, broken between words; a longer word has a line of its own.
-fn wrapped(text: &str, room: usize) -> Vec<String> {
+pub fn wrapped(text: &str, room: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let last = lines.last_mut();

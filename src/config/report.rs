@@ -22,7 +22,8 @@ const MAX_REPORTS: usize = 100_000;
 pub struct ReportSettings {
     /// Time between two reports when nothing changes: at least a second.
     pub interval: Duration,
-    /// PEM file of the authorities that the receiver is checked against; the system's own if there is none.
+    /// PEM file of the authorities that the receiver is checked against, or `credential:NAME`; the system's own
+    /// if there is none.
     pub ca_file: Option<PathBuf>,
     /// How much waits on disk while the receiver is away.
     pub spool: Bounds,
@@ -125,7 +126,7 @@ impl ReportSettings {
         set(&mut self.interval, every);
         match raw.ca_file {
             Some(path) if path.as_os_str().is_empty() => self.ca_file = None,
-            path => self.ca_file = absolute("report.ca_file", path)?.or(self.ca_file.take()),
+            path => self.ca_file = named("report.ca_file", path)?.or(self.ca_file.take()),
         }
         if let Some(reports) = raw.spool_reports {
             if !(1..=MAX_REPORTS).contains(&reports) {
@@ -213,17 +214,21 @@ fn needed<T>(field: &str, value: Option<T>) -> Result<T, String> {
     value.ok_or_else(|| format!("report.auth.{field}: is missing, and this kind needs it"))
 }
 
-/// An absolute path, or a credential of systemd by a name without a folder in it (systemd.exec(5)).
 fn file(field: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, String> {
+    named(&format!("report.auth.{field}"), path)
+}
+
+/// An absolute path, or a credential of systemd by a name without a folder in it (systemd.exec(5)).
+fn named(field: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, String> {
     let credential = path
         .as_deref()
         .and_then(|path| path.to_str()?.strip_prefix(CREDENTIAL));
     match credential {
-        Some(name) if name.is_empty() || name.starts_with('.') || name.contains('/') => Err(format!(
-            "report.auth.{field}: {name:?} is not the name of a credential"
-        )),
+        Some(name) if name.is_empty() || name.starts_with('.') || name.contains('/') => {
+            Err(format!("{field}: {name:?} is not the name of a credential"))
+        }
         Some(_) => Ok(path),
-        None => absolute(&format!("report.auth.{field}"), path),
+        None => absolute(field, path),
     }
 }
 

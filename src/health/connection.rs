@@ -26,6 +26,7 @@ use tracing::warn;
 use super::limits::{Limits, Slot};
 use super::metrics::Counts;
 use super::problem::Problem;
+use super::rest;
 use super::server::{Published, Question};
 use crate::channel::Remote;
 use crate::identity::caller::handshake_refusal;
@@ -202,10 +203,15 @@ async fn answer(
     }
     request.extensions_mut().insert(caller.clone());
     let has_body = !request.body().is_end_stream();
+    let (parts, body) = request.into_parts();
+    // Who waits to be told to send it is not told.
+    let comes = has_body && !parts.headers.contains_key(header::EXPECT);
+    let (lent, rest) = rest::lend(body, comes);
+    let request = Request::from_parts(parts, lent);
     let mut response = TowerToHyperService::new(router.clone()).call(request).await?;
     // A body that was refused unread ends the connection. Who is not told would ask again over it, in vain. Who may
     // not ask keeps no connection either: roles are revoked while they are connected.
-    let unread = has_body && !response.status().is_success();
+    let unread = has_body && !response.status().is_success() && !rest.read().await;
     if unread || response.status() == StatusCode::FORBIDDEN {
         response.headers_mut().insert(header::CONNECTION, close);
     }

@@ -15,10 +15,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use super::push::client::{self, bounded_body, describe};
-use super::push::offer::{Access, Proof};
+use super::push::offer::Access;
 use super::server::Question;
 use crate::channel::Remote;
-use crate::identity::client::enrolment_client;
+use crate::identity::client::enrolment_config;
 use crate::log::id;
 
 /// Longest wait between two tries.
@@ -115,15 +115,10 @@ async fn post(errand: &Errand) -> Result<EnrolmentAnswer, String> {
     serde_json::from_slice(&bytes).map_err(|e| format!("{} answered something else: {e}", errand.url))
 }
 
-/// Without authorities of our own the system's are asked, by the system's clock.
+/// Without authorities of our own the system's are asked, by what is known of the time.
 fn build(access: &Access) -> Result<Client, String> {
-    let Some(authorities) = &access.authorities else {
-        return client::build(access);
-    };
-    let shown = match &access.proof {
-        Proof::Certificate { chain, key } => Some((chain.as_str(), key)),
-        _ => None,
-    };
-    let builder = client::builder().tls_backend_preconfigured(enrolment_client(authorities, shown)?);
-    builder.build().map_err(|e| describe(&e))
+    match &access.authorities {
+        Some(authorities) => client::with_tls(enrolment_config(authorities, access.shown())?),
+        None => client::build(access),
+    }
 }

@@ -17,5 +17,6 @@ pub mod metrics;
 mod problem;
 pub mod push;
 mod refusals;
+mod rest;
 pub mod routes;
 pub mod server;

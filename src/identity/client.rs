@@ -1,4 +1,4 @@
-//! How we ask the control plane for a certificate, as a TLS client.
+//! The instance as a TLS client of the control plane: to push reports, and to ask for a certificate.
 //!
 //! May not live here: what is asked (`agent::enrol`), HTTP.
 
@@ -6,35 +6,80 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_protocol::Secret;
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_platform_verifier::BuilderVerifierExt as _;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// A client that trusts these authorities (PEM), whatever the clock says, for an exchange whose answer proves
-/// itself. It shows a certificate (PEM, ours first) with its key, if it is given one.
+use super::time::{KnownTime, ProvenClock};
+
+/// A certificate that is shown, ours first, and its key; PEM both.
+pub type Shown<'a> = (&'a str, &'a Secret);
+
+/// A client that trusts these authorities (PEM), or the system's own, by what is known of the time.
 ///
 /// # Errors
-/// When there is no authority, or no usable certificate; the message names the setting.
-pub fn enrolment_client(authorities: &str, shown: Option<(&str, &Secret)>) -> Result<ClientConfig, String> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let roots = super::roots(authorities).map_err(|reason| format!("report.ca_file: {reason}"))?;
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+/// What of it can't be used; the message names the setting.
+pub fn client_config(
+    authorities: Option<&str>,
+    shown: Option<Shown<'_>>,
+    time: KnownTime,
+) -> Result<ClientConfig, String> {
+    let clock = Arc::new(ProvenClock::knowing(time));
+    let builder = ClientConfig::builder_with_details(provider(), clock)
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(|e| e.to_string())?;
+    let builder = match authorities {
+        Some(pem) => builder.with_root_certificates(authorities_of(pem)?),
+        None => builder
+            .with_platform_verifier()
+            .map_err(|e| format!("the system's authorities: {e}"))?,
+    };
+    finish(builder, shown)
+}
+
+/// A client that trusts these authorities, whatever the clock says, for an exchange whose answer proves itself.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn enrolment_config(authorities: &str, shown: Option<Shown<'_>>) -> Result<ClientConfig, String> {
+    let roots = Arc::new(authorities_of(authorities)?);
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
         .build()
         .map_err(|e| e.to_string())?;
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(|e| e.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(InItsOwnTime(verifier)));
+    finish(builder, shown)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn authorities_of(pem: &str) -> Result<RootCertStore, String> {
+    super::roots(pem).map_err(|reason| format!("report.ca_file: {reason}"))
+}
+
+fn finish(
+    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+    shown: Option<Shown<'_>>,
+) -> Result<ClientConfig, String> {
     let Some((chain, key)) = shown else {
         return Ok(builder.with_no_client_auth());
     };
-    let (chain, key) = super::pair(chain, key).map_err(|e| format!("the certificate to renew: {e}"))?;
+    let unusable =
+        |e: &dyn std::fmt::Display| format!("the client's certificate and key can't be used as PEM: {e}");
+    let (chain, key) = super::pair(chain, key).map_err(|e| unusable(&e))?;
     builder
         .with_client_auth_cert(chain, key)
-        .map_err(|e| e.to_string())
+        .map_err(|e| unusable(&e))
 }
 
 /// Checks authority, name and signature, and takes a certificate as of a day on which it holds.

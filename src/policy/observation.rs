@@ -13,6 +13,7 @@ use portcullis_protocol::UserName;
 use portcullis_protocol::report::HostKey;
 
 use super::conflicts::Comparison;
+use super::exposure::Exposure;
 use super::host_keys::KnownHostKeys;
 use super::key_questions::Acceptance;
 use super::key_sources::{Grant, Unfit};
@@ -280,6 +281,8 @@ pub struct Observations {
     pub tls: Observed<Tls>,
     /// What the gate lets in, against other programs' tables.
     pub conflicts: Observed<Comparison>,
+    /// What listens, against what the gate lets in.
+    pub exposure: Observed<Exposure>,
 }
 
 impl Observations {
@@ -314,6 +317,7 @@ impl Observations {
             unfit: Vec::new(),
             tls: unseen(reason),
             conflicts: unseen(reason),
+            exposure: unseen(reason),
         }
     }
 }

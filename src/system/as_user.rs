@@ -12,6 +12,7 @@ use rustix::thread::{
 use tokio::sync::oneshot;
 
 use super::accounts::Account;
+use super::memory;
 
 /// Runs `work` with the user's effective identity (user, group, groups; no capabilities), on a thread
 /// of its own that ends with it: nothing has to be switched back. Blocks until then.
@@ -46,6 +47,8 @@ pub fn run_in_group<T: Send>(group: u32, work: impl FnOnce() -> T + Send) -> io:
             .name("in-group".to_owned())
             .spawn_scoped(scope, || {
                 set_thread_res_gid(None, Gid::from_raw(group), None)?;
+                // As below.
+                memory::stay_undumpable()?;
                 Ok(work())
             })?
             .join()
@@ -89,6 +92,8 @@ fn become_user(account: &Account) -> io::Result<()> {
     set_thread_groups(&groups)?;
     set_thread_res_gid(None, group, None)?;
     set_thread_res_uid(None, user, None)?;
+    // The kernel has just made the whole process one whose core may be written.
+    memory::stay_undumpable()?;
     // The kernel drops them with root's effective identity, unless somebody set SECBIT_NO_SETUID_FIXUP
     // (capabilities(7)): then permissions would not be asked as the user's.
     if capabilities(None)?.effective != CapabilitySet::empty() {

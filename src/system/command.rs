@@ -22,6 +22,18 @@ pub async fn ask<A: AsRef<OsStr>>(
     program: &Path,
     arguments: impl IntoIterator<Item = A>,
 ) -> Result<Output, String> {
+    ask_within(TIMEOUT, program, arguments).await
+}
+
+/// As [`ask`], with another limit.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_within<A: AsRef<OsStr>>(
+    limit: Duration,
+    program: &Path,
+    arguments: impl IntoIterator<Item = A>,
+) -> Result<Output, String> {
     let output = Command::new(program)
         .args(arguments)
         .env_clear()
@@ -33,13 +45,13 @@ pub async fn ask<A: AsRef<OsStr>>(
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    match timeout(TIMEOUT, output).await {
+    match timeout(limit, output).await {
         Ok(Ok(output)) => Ok(output),
         Ok(Err(error)) => Err(format!("can't run {}: {error}", program.display())),
         Err(_) => Err(format!(
             "{} did not end within {} s",
             program.display(),
-            TIMEOUT.as_secs()
+            limit.as_secs()
         )),
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod addresses;
+pub mod archive;
 pub mod as_user;
 pub mod audit_file;
 pub mod callers;
@@ -19,13 +20,17 @@ pub mod kexinit;
 pub mod key_files;
 pub mod key_place;
 pub mod links;
+pub mod listeners;
 pub mod logind;
+pub mod memory;
 pub mod netlink;
 pub mod nflog;
 pub mod nftables;
 pub mod process;
 pub mod secret_files;
 pub mod selinux;
+pub mod socket_owners;
+pub mod socket_units;
 pub mod sockets;
 pub mod ssh_probe;
 pub mod ssh_sessions;

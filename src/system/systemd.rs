@@ -300,7 +300,10 @@ async fn systemctl_state(program: &Path) -> Observed<String> {
 }
 
 /// Waits for an answer of systemd, with a reason if there is none.
-async fn answered<T>(what: &str, answer: impl Future<Output = zbus::Result<T>>) -> Result<T, String> {
+pub(super) async fn answered<T>(
+    what: &str,
+    answer: impl Future<Output = zbus::Result<T>>,
+) -> Result<T, String> {
     match timeout(TIMEOUT, answer).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(format!("systemd can't {what} over D-Bus: {error}")),

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use portcullis_provision::local::Outsider;
 use portcullis_provision::reach::{Listener, Reached, Target, Transport, measure};
+use serde_json::Value;
 
 use crate::lab::{Lab, Machine, Run, SOON, allow, eventually, inside, vantage};
 
@@ -186,6 +187,19 @@ impl World {
         self.machine.until_ready();
     }
 
+    /// What `portcullis firewall exposure` says of a TCP port.
+    fn exposure(&self, port: u16) -> Value {
+        let said = self.machine.ok("portcullis firewall exposure --format json");
+        let table: Value = serde_json::from_str(&said).unwrap();
+        let all = table["exposure"]["listeners"].as_array().unwrap();
+        let rows: Vec<&Value> = all
+            .iter()
+            .filter(|row| row["protocol"] == "tcp" && row["port"] == port)
+            .collect();
+        assert_eq!(rows.len(), 1, "{port}: {said}");
+        rows[0].clone()
+    }
+
     /// Whether a connection from inside the container comes about.
     fn reaches(&self, container: &str, to: SocketAddr) -> Result<(), String> {
         let program = self.engine.program;
@@ -236,6 +250,16 @@ fn rules_name_ports_of_the_host(world: &mut World) {
     world.rules(&["8080/tcp"]);
     world.open(&web);
     world.shut(&[plain, routed].concat());
+    // The table says the same, with a proxy that holds the port and without.
+    for (port, reach) in [(8080, "anybody"), (8081, "nobody"), (8090, "loopback")] {
+        let row = world.exposure(port);
+        assert_eq!(row["reach"], reach, "{port}: {row}");
+        if port != 8090 {
+            let inner = world.addresses(if port == 8080 { "web" } else { "plain" })[0];
+            let to = row["published_to"].to_string();
+            assert!(to.contains(&format!("{inner}:{INNER}")), "{row}");
+        }
+    }
     world.rules(&[]);
     world.shut(&all);
 }

@@ -21,7 +21,7 @@ fn get(lab: &Lab, machine: &Machine, path: &str, options: &[&str]) -> Answer {
 }
 
 /// A new token, in the next generation.
-fn expect(machine: &mut Machine, token: &Secret) {
+pub fn expect(machine: &mut Machine, token: &Secret) {
     let (new, at) = (token.clone(), machine.spec.generation.next());
     machine.push(|spec| spec.control_plane.as_mut().unwrap().enrolment_token = Some(new));
     assert_eq!(machine.spec.generation, at);
@@ -32,7 +32,7 @@ fn client(machine: &Machine, certificate: Option<&ClientCertificate>) -> AgentCl
 }
 
 /// First contact to its end, as the library does it.
-fn introduce(machine: &Machine, token: &Secret) -> Result<(), ClientError> {
+pub fn introduce(machine: &Machine, token: &Secret) -> Result<(), ClientError> {
     let (client, id) = (client(machine, None), machine.instance.id());
     let contact = blocking(client.first_contact(token, id))?;
     assert_eq!(&contact.identity, machine.instance.identity().unwrap());
@@ -151,7 +151,7 @@ fn a_wrong_proof_learns_nothing_and_ends_nothing() {
 }
 
 /// The daemon and its front live in another year from now on.
-fn shift_clock(machine: &Machine, days: i64) {
+pub fn shift_clock(machine: &Machine, days: i64) {
     let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
     let bytes = std::fs::read(library).unwrap();
     let put = "cat > /usr/local/lib/libfaketime.so.1";

@@ -65,14 +65,23 @@ fn description(lab: &Lab, machine: &Machine) -> (Value, PathBuf) {
 fn the_api_is_as_it_describes_itself() {
     let lab = Lab::new();
     let machine = lab.launch();
-    let pid = machine.main_pid();
+    let pids = || (machine.main_pid(), machine.unit("portcullis-front", "MainPID"));
+    let before = pids();
     let (document, file) = description(&lab, &machine);
     let methods = document["paths"].as_object().unwrap().values();
     let operations: usize = methods.map(|path| path.as_object().unwrap().len()).sum();
 
     let output = schemathesis(&lab, &machine, &file, &[]);
     println!("{}", output.stdout);
-    assert!(output.success(), "{}", output.stderr);
+    assert_eq!(pids(), before, "nothing crashed");
+    assert!(
+        output.success(),
+        "{}\n{}",
+        output.stderr,
+        machine
+            .run("journalctl -b -u portcullis -u portcullis-front -o short-monotonic | tail -n 60")
+            .stdout
+    );
     assert!(
         output.stdout.contains(&format!("Tested: {operations}")),
         "not all of it was asked"
@@ -80,7 +89,6 @@ fn the_api_is_as_it_describes_itself() {
     // It was not cut off half-way, and it has changed something.
     let report = machine.try_status().unwrap();
     assert!(report.generation > Some(1), "{:?}", report.generation);
-    assert_eq!(machine.main_pid(), pid);
 
     // A description that is wrong would have been found: the report has no colour.
     let mut wrong = document;

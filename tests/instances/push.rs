@@ -5,8 +5,9 @@
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use portcullis_protocol::{Check, CheckId, Report};
+use portcullis_protocol::{Check, CheckId, Report, Secret};
 
+use crate::first_contact::{expect, introduce, shift_clock};
 use crate::lab::{Lab, SOON, eventually};
 use crate::receiver::{Authority, PATIENTLY, Server, push_to_us, told, trust};
 
@@ -97,4 +98,27 @@ fn a_receiver_that_is_away_or_not_trusted_gets_nothing_and_harms_nothing() {
     println!("delivered {:?} after the receiver was gone", asked.time - start);
     assert_eq!(asked.report().generation, Some(2));
     assert_eq!(machine.main_pid(), pid);
+}
+
+#[test]
+fn a_receiver_is_judged_by_the_proven_time_where_the_clock_is_wrong() {
+    let lab = Lab::new();
+    let mut machine = lab.launch();
+    let authority = Authority::new();
+    trust(&machine, &authority, "");
+    let receiver = Server::reports(&lab, &authority, &[]);
+    shift_clock(&machine, -7300);
+    push_to_us(&mut machine);
+    eventually(SOON, "its certificate is not valid yet", || {
+        match told(&machine, "0b") {
+            0 => Err("nothing was tried"),
+            _ => Ok(()),
+        }
+    });
+    assert!(receiver.got.try_recv().is_err());
+    let token = Secret::new("t".repeat(64));
+    expect(&mut machine, &token);
+    introduce(&machine, &token).unwrap();
+    let asked = receiver.next(PATIENTLY);
+    assert_eq!(asked.report().instance.id, machine.instance.id());
 }

@@ -23,7 +23,7 @@ use crate::receiver::{
 };
 
 /// Where tokens are given out.
-const TOKEN_PORT: u16 = 8445;
+pub const TOKEN_PORT: u16 = 8445;
 /// Where every platform's metadata service is.
 const METADATA: &str = "169.254.169.254";
 
@@ -162,7 +162,7 @@ fn a_receiver_that_asks_for_a_certificate_gets_the_owners_or_the_instances_own()
 }
 
 /// A private RSA key, as PEM, and the file of its public half.
-fn rsa_key(lab: &Lab, name: &str) -> (String, String) {
+pub fn rsa_key(lab: &Lab, name: &str) -> (String, String) {
     let (key, public) = (lab.path(name), lab.path(&format!("{name}.pub.pem")));
     let mut openssl = host("openssl");
     openssl.args([

@@ -9,6 +9,7 @@
 mod cargo;
 mod changelog;
 mod costs;
+mod manual;
 mod sbom;
 
 use std::path::{Path, PathBuf};
@@ -46,10 +47,17 @@ enum Task {
 
 fn main() -> io::Result<()> {
     match Task::parse() {
-        Task::Assets { outdir } => write_assets(
-            &outdir,
-            [portcullis::cli::command(), portcullis_provision::cli::command()],
-        ),
+        Task::Assets { outdir } => {
+            write_assets(
+                &outdir,
+                [portcullis::cli::command(), portcullis_provision::cli::command()],
+            )?;
+            let page = manual::man_page(
+                "portcullis-operations",
+                include_str!("../../../docs/operations.md"),
+            )?;
+            fs::write(outdir.join("man/portcullis-operations.7"), page)
+        }
         Task::Sbom { file } => fs::write(file, sbom::document()?),
         Task::Changelog { file } => fs::write(file, changelog::text()?),
         Task::Costs { program, page } => costs::write(&program, &page),

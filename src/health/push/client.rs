@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Certificate, Client, ClientBuilder, Identity, Response, StatusCode, Url};
+use reqwest::{Client, Response, StatusCode, Url};
+use rustls::ClientConfig;
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
 use super::offer::{Access, Offer, Proof};
 use super::patience::retry_after;
 use super::token::{Token, authorization};
 use super::{platform, service_account};
+use crate::identity::client::client_config;
 
 /// Time for one try.
 const REQUEST_TIME: Duration = Duration::from_secs(20);
@@ -214,8 +215,11 @@ fn meaning(url: &str, answer: &Response) -> Failure {
     }
 }
 
-/// What each of our clients has in common.
-pub fn builder() -> ClientBuilder {
+/// A client of the control plane with that TLS.
+///
+/// # Errors
+/// When it can't be made.
+pub fn with_tls(tls: ClientConfig) -> Result<Client, String> {
     Client::builder()
         .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
         .https_only(true)
@@ -223,6 +227,9 @@ pub fn builder() -> ClientBuilder {
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .pool_max_idle_per_host(1)
+        .tls_backend_preconfigured(tls)
+        .build()
+        .map_err(|e| describe(&e))
 }
 
 /// A client that trusts and shows what it is given.
@@ -230,19 +237,8 @@ pub fn builder() -> ClientBuilder {
 /// # Errors
 /// What of it can't be used.
 pub fn build(access: &Access) -> Result<Client, String> {
-    let mut builder = builder().tls_version_min(reqwest::tls::Version::TLS_1_2);
-    if let Some(pem) = &access.authorities {
-        let authorities = Certificate::from_pem_bundle(pem.as_bytes())
-            .map_err(|e| format!("report.ca_file: {}", describe(&e)))?;
-        builder = builder.tls_certs_only(authorities);
-    }
-    if let Proof::Certificate { chain, key } = &access.proof {
-        let pem = Zeroizing::new(format!("{}\n{chain}", key.expose()));
-        let identity = Identity::from_pem(pem.as_bytes())
-            .map_err(|_| "report.auth: the client's certificate and key can't be used as PEM".to_owned())?;
-        builder = builder.identity(identity);
-    }
-    builder.build().map_err(|e| describe(&e))
+    let tls = client_config(access.authorities.as_deref(), access.shown(), access.time);
+    with_tls(tls.map_err(|reason| format!("pushing reports: {reason}"))?)
 }
 
 /// A body, up to `limit` bytes.

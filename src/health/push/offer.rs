@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use portcullis_protocol::{Report, Secret};
 use serde::{Deserialize, Serialize};
 
+use crate::identity::time::KnownTime;
+
 /// What the agent wants delivered, as it stands now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Offer {
@@ -70,6 +72,18 @@ pub struct Access {
     pub authorities: Option<String>,
     /// Who we are.
     pub proof: Proof,
+    /// What is known of the time, by which certificates are judged.
+    pub time: KnownTime,
+}
+
+impl Access {
+    /// The certificate that is shown in the handshake.
+    pub fn shown(&self) -> Option<(&str, &Secret)> {
+        match &self.proof {
+            Proof::Certificate { chain, key } => Some((chain, key)),
+            _ => None,
+        }
+    }
 }
 
 /// How we prove who we are.

@@ -7,6 +7,7 @@
 //! May not live here: reading tables (`system::nftables::foreign`), advice (`readiness`).
 
 mod packets;
+pub mod published;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -19,6 +20,7 @@ use super::foreign::{Chain, Foreign, Table};
 use super::links::{Link, LinkSettings, internal};
 use super::ruleset::{Hook, PREROUTING, Ruleset};
 use packets::{Tried, tried};
+use published::Published;
 use walk::{Outcome, Place, Walk};
 
 /// `NF_INET_LOCAL_IN`.
@@ -87,6 +89,10 @@ pub struct Comparison {
     pub let_in: usize,
     /// What could not be looked into, each with the reason and the fix.
     pub unread: Vec<String>,
+    /// What other tables translate of what comes from outside.
+    pub published: Vec<Published>,
+    /// What of that could not be looked into.
+    pub unpublished: Vec<String>,
 }
 
 /// A place where another program drops what we let in.
@@ -150,6 +156,9 @@ pub fn find(gate: &Ruleset, uplinks: &[Uplink], foreign: Foreign) -> Comparison 
     };
     let bases = bases(&foreign.tables);
     let mut budget = BUDGET;
+    (found.published, found.unpublished) =
+        published::published(&foreign.tables, &bases, uplinks, &mut budget);
+    budget = BUDGET;
     for packet in &tried.packets {
         follow(packet, &bases, &mut budget, &mut found);
         if budget == 0 {

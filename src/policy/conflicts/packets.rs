@@ -18,11 +18,11 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 /// TCP's SYN (RFC 9293 section 3.1).
-const SYN: u8 = 0x02;
+pub const SYN: u8 = 0x02;
 
 /// Anybody: ordinary addresses of the internet, for private and documentation ones are often dropped
 /// as bogons.
-const ANYBODY: [IpAddr; 2] = [
+pub const ANYBODY: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(45, 0, 0, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2a00, 0, 0, 0, 0, 0, 0, 1)),
 ];

@@ -5,6 +5,7 @@
 
 mod algorithms;
 mod conflicts;
+mod exposure;
 mod gate;
 mod host_keys;
 mod keys;
@@ -85,10 +86,19 @@ pub fn checks(spec: Option<&Spec>, seen: &Observations, previous: &[Check], now:
                 summary: finding.summary,
                 evidence: finding.evidence,
                 since: before.map_or(now, |check| check.since),
-                remedy: finding.remedy,
+                remedy: guided(*id, finding.status, finding.remedy),
             }
         })
         .collect()
+}
+
+/// What to do, and where an instance has more of it: the page for incidents has a section for each check.
+fn guided(id: CheckId, status: Status, remedy: Option<String>) -> Option<String> {
+    match (status, remedy) {
+        (Status::Pass, remedy) => remedy,
+        (_, Some(remedy)) => Some(format!("{remedy}; more: portcullis-operations(7), {id}")),
+        (_, None) => Some(format!("see portcullis-operations(7), {id}")),
+    }
 }
 
 /// Whether the instance is ready: no required check fails or is unknown.
@@ -131,7 +141,7 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::TransitTls => transit(seen),
         CheckId::FirewallConflicts => conflicts::conflicts(&seen.conflicts),
         CheckId::StorageEncrypted => Finding::later("encryption of disks and swap"),
-        CheckId::ExposureListeners => Finding::later("listening sockets against the gate"),
+        CheckId::ExposureListeners => exposure::listeners(&seen.exposure),
     }
 }
 

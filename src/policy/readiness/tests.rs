@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::policy::conflicts::Comparison;
+use crate::policy::exposure::Exposure;
 use crate::policy::firewall::{Inputs, ruleset};
 use crate::policy::host_keys::first_seen;
 use crate::policy::key_questions::Acceptance;
@@ -91,6 +92,7 @@ fn world() -> (Spec, Observations) {
             tried: 1,
             ..Comparison::default()
         }),
+        exposure: Ok(Exposure::default()),
     };
     (spec, observations)
 }

@@ -246,7 +246,8 @@ impl<S: FnMut(&str) -> Option<Rc<Held>>> Decoder<S> {
             }
             "target" => {
                 let name = e.attributes.get(&1).map(|name| text(name)).unwrap_or_default();
-                self.action = xtables::target(&name);
+                let info = e.attributes.get(&3).copied().unwrap_or_default();
+                self.action = xtables::target(&name, e.number(2).unwrap_or_default(), info);
             }
             other => {
                 // It may have loaded any register.

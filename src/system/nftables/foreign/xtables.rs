@@ -3,6 +3,8 @@
 //!
 //! May not live here: expressions of nf_tables (`decode`).
 
+use std::net::{IpAddr, SocketAddr};
+
 use crate::policy::foreign::iptables::{extension_header, target_action};
 use crate::policy::foreign::{Action, Condition, Field, ct_state};
 
@@ -33,8 +35,30 @@ pub fn conditions(name: &str, revision: u32, info: &[u8]) -> Vec<Condition> {
 }
 
 /// What a target does; one that is not known may do anything.
-pub fn target(name: &str) -> Action {
-    target_action(name).unwrap_or_else(|| Action::Undecided(format!("xt target {name}")))
+pub fn target(name: &str, revision: u32, info: &[u8]) -> Action {
+    match target_action(name) {
+        Some(Action::Translate(words)) if name == "DNAT" => {
+            let to = if revision == 2 { destination(info) } else { None };
+            Action::Translate(to.map_or(words, |to| format!("{name} to {to}")))
+        }
+        Some(action) => action,
+        None => Action::Undecided(format!("xt target {name}")),
+    }
+}
+
+/// The first address and port of `struct nf_nat_range2` (linux/netfilter/nf_nat.h): flags, two addresses of
+/// 16 bytes, two ports. An IPv4 address is followed by zeros, which no host's IPv6 address is.
+fn destination(info: &[u8]) -> Option<String> {
+    let octets: [u8; 16] = info.get(4..20)?.try_into().ok()?;
+    let port = u16::from_be_bytes(info.get(36..38)?.try_into().ok()?);
+    let address = match octets {
+        [a, b, c, d, rest @ ..] if rest == [0; 12] => IpAddr::from([a, b, c, d]),
+        octets => IpAddr::from(octets),
+    };
+    Some(match port {
+        0 => address.to_string(),
+        port => SocketAddr::new(address, port).to_string(),
+    })
 }
 
 fn u16_at(info: &[u8], offset: usize) -> Option<u16> {
