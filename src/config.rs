@@ -202,7 +202,10 @@ impl Settings {
     }
 
     /// Takes over what a file says, or nothing of it.
-    fn apply(&mut self, text: &str) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What is no setting, with its field.
+    pub fn apply(&mut self, text: &str) -> Result<(), String> {
         let raw: RawFile = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
         let mut new = self.clone();
         set(&mut new.spec_file, absolute("paths.spec", raw.paths.spec)?);

@@ -31,7 +31,7 @@ fn rust_files(folder: &str) -> Vec<(PathBuf, String)> {
 }
 
 fn all_files() -> Vec<(PathBuf, String)> {
-    ["src", "tests", "crates", "benches"]
+    ["src", "tests", "crates", "benches", "fuzz"]
         .iter()
         .flat_map(|folder| rust_files(folder))
         .collect()

@@ -24,6 +24,9 @@ const STREAM_FILE: &str = "stream.json";
 const MAX_STREAM_BYTES: usize = 64 << 10;
 /// Reports have some 10 kB.
 const MAX_REPORT_BYTES: usize = 4 << 20;
+/// Numbers are those that every JSON parser keeps exactly (RFC 8259 section 6). A file with a higher one is
+/// damaged, and so is a stream that is to go on with one.
+const LAST_NUMBER: u64 = (1 << 53) - 1;
 
 /// What is worth telling at once: the rest of a report changes all the time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +96,10 @@ impl Spool {
             let parsed = bytes.map(|bytes| serde_json::from_slice::<Stream>(&bytes));
             parsed.transpose().map_err(|e| named(&file, &e))
         });
+        let stream = stream.and_then(|stream| match stream {
+            Some(stream) if stream.next > LAST_NUMBER => Err(named(&file, &"its next number can't be")),
+            stream => Ok(stream),
+        });
         let waiting = listed(&folder).map_err(|e| named(&folder, &e));
         let (stream, waiting, reason) = match (stream, waiting) {
             (Ok(Some(stream)), Ok(waiting)) => (Some(stream), waiting, None),
@@ -100,6 +107,7 @@ impl Spool {
             (Ok(None), Ok(_)) => (None, Vec::new(), None),
             (Err(reason), _) | (_, Err(reason)) => (None, Vec::new(), Some(reason)),
         };
+        let (waiting, doubled) = each_number_once(waiting);
         let is_kept = stream.is_some();
         let stream = stream.unwrap_or_else(|| Stream {
             id: new_id(),
@@ -117,7 +125,8 @@ impl Spool {
             left: Vec::new(),
         };
         spool.last = spool.newest_news().or(spool.last);
-        spool.left = over.iter().map(|report| spool.path(report)).collect();
+        let left = over.iter().chain(&doubled);
+        spool.left = left.map(|report| spool.path(report)).collect();
         (spool, reason)
     }
 
@@ -301,6 +310,14 @@ fn listed(folder: &Path) -> io::Result<Vec<Waiting>> {
     Ok(reports)
 }
 
+/// A number stands for one report: the first of each, and those that have the number of another one.
+fn each_number_once(reports: Vec<Waiting>) -> (Vec<Waiting>, Vec<Waiting>) {
+    let mut last = None;
+    reports
+        .into_iter()
+        .partition(|report| last.replace(report.sequence) != Some(report.sequence))
+}
+
 fn parsed(name: &str) -> Option<(u64, bool)> {
     let (number, kind) = name.split_once('.')?;
     let readiness = match kind {
@@ -309,7 +326,8 @@ fn parsed(name: &str) -> Option<(u64, bool)> {
         _ => return None,
     };
     let is_number = number.len() == 20 && number.bytes().all(|b| b.is_ascii_digit());
-    Some((is_number.then(|| number.parse().ok())??, readiness))
+    let number: u64 = is_number.then(|| number.parse().ok())??;
+    (number <= LAST_NUMBER).then_some((number, readiness))
 }
 
 fn body(path: &Path) -> io::Result<Arc<str>> {

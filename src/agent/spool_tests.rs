@@ -159,3 +159,30 @@ fn damage_is_told_and_starts_another_stream() {
     spool.add(&report(5, true)).unwrap();
     assert_eq!(drained(&mut spool), [(1, 5)]);
 }
+
+#[test]
+fn a_number_stands_for_one_report_whatever_a_disk_gives_back() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = state.path().join(FOLDER);
+    let mut spool = open(state.path());
+    spool.add(&report(1, true)).unwrap();
+    spool.add(&report(2, false)).unwrap();
+    let file = |name: &str| folder.join(name);
+    // The same number once more, and one that is higher than any.
+    let ready = file("00000000000000000002.readiness.json");
+    fs::copy(&ready, file("00000000000000000002.check.json")).unwrap();
+    fs::copy(&ready, file("18446744073709551615.check.json")).unwrap();
+    let mut spool = open(state.path());
+    assert_eq!(drained(&mut spool), [(1, 1), (2, 2)]);
+    assert_eq!(spool.queue().next(), 3);
+    assert_eq!(drained(&mut open(state.path())), []);
+    // A stream that would go on with a number that can't be is another one.
+    let text = fs::read_to_string(file(STREAM_FILE)).unwrap();
+    let damaged = text.replace("\"next\":3", "\"next\":18446744073709551615");
+    assert_ne!(text, damaged);
+    fs::write(file(STREAM_FILE), damaged).unwrap();
+    let (mut spool, reason) = Spool::open(state.path(), BOUNDS);
+    assert!(reason.unwrap().contains(STREAM_FILE));
+    spool.add(&report(3, true)).unwrap();
+    assert_eq!(drained(&mut spool), [(1, 3)]);
+}

@@ -10,7 +10,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use portcullis_protocol::control::{Answer, Request as Ask};
@@ -220,6 +220,19 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
     from_json(bytes).map_err(|problem| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, &problem.to_string()))
+}
+
+/// What a request with these headers, this query and this body asks for, read as handlers do it.
+///
+/// # Errors
+/// The answer that it is refused with.
+pub fn read<T: DeserializeOwned>(headers: &HeaderMap, uri: &Uri, body: &[u8]) -> Result<T, Box<Response>> {
+    let refuse = |e: QueryRejection| Problem::new(StatusCode::BAD_REQUEST, &e.body_text());
+    let query = Query::<ConditionsQuery>::try_from_uri(uri).map_err(refuse);
+    let conditions = query.and_then(|Query(query)| Conditions::new(headers, query));
+    conditions
+        .and_then(|_| parse(body))
+        .map_err(|problem| Box::new(problem.into_response()))
 }
 
 /// Asks the agent, and waits until it is done.

@@ -5,7 +5,7 @@
 
 #[cfg(test)]
 mod bad_bodies;
-mod changes;
+pub mod changes;
 mod connection;
 #[cfg(test)]
 mod document;

@@ -188,7 +188,8 @@ pub fn is_key_credential(name: &str) -> bool {
 fn credential_user(name: &str) -> Result<UserName, String> {
     match name.strip_prefix(USER_CREDENTIAL) {
         Some(user) => user.parse(),
-        None => "root".parse(),
+        None if name == ROOT_CREDENTIAL => "root".parse(),
+        None => Err(format!("{name:?} is no credential with keys")),
     }
 }
 

@@ -62,7 +62,7 @@ impl Queue {
 
     /// Counts a report that could not be kept at all.
     pub fn count_dropped(&mut self) {
-        self.dropped += 1;
+        self.dropped = self.dropped.saturating_add(1);
     }
 
     /// How many wait.
@@ -117,7 +117,7 @@ impl Queue {
             let mut older = self.waiting.iter().take(last);
             let place = older.position(|report| !report.readiness).unwrap_or(0);
             over.extend(self.remove(place));
-            self.dropped += 1;
+            self.dropped = self.dropped.saturating_add(1);
         }
         over
     }

@@ -62,7 +62,7 @@ pub fn accepted(message: &str) -> Option<Accepted> {
     port.parse::<u16>().ok()?;
     let with = match (verb, method) {
         ("Accepted" | "Partial", "publickey") => credential(rest.strip_prefix(": ")?)?,
-        ("Accepted", _) if is_method(method) => Credential::NoKey,
+        ("Accepted", _) if is_method(method) && is_end(rest) => Credential::NoKey,
         _ => return None,
     };
     Some(Accepted {
@@ -70,6 +70,11 @@ pub fn accepted(message: &str) -> Option<Accepted> {
         from: address(from)?,
         with,
     })
+}
+
+/// The end of a line that the privileged half wrote: nothing, or what the method says of itself.
+fn is_end(rest: &str) -> bool {
+    (rest.is_empty() || rest.starts_with(": ")) && !rest.ends_with(" [preauth]")
 }
 
 /// A method, perhaps with what it used: `password`, `keyboard-interactive/pam`.
@@ -233,6 +238,9 @@ mod tests {
         let good = line(&format!("ED25519 {KEY}"));
         for bad in [
             format!("{good} [preauth]"),
+            "Accepted password for root from 192.0.2.7 port 5 ssh2 [preauth]".to_owned(),
+            "Accepted password for root from 192.0.2.7 port 5 ssh2: x [preauth]".to_owned(),
+            "Accepted password for root from 192.0.2.7 port 5 ssh2x".to_owned(),
             format!("{good}\n"),
             format!("x\n{good}"),
             format!(" {good}"),

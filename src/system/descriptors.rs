@@ -72,6 +72,7 @@ pub fn kept_socket(name: &str) -> Option<Socket> {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     #[tokio::test(flavor = "current_thread")]
@@ -89,5 +90,83 @@ mod tests {
         };
         let (byte, ()) = tokio::join!(readable.read(read), writing);
         assert_eq!(byte.unwrap(), b'x');
+    }
+
+    /// What the kernel says of an epoll's descriptor: a line for each one that it watches (proc_pid_fdinfo(5)).
+    fn watches(epoll: &std::path::Path, number: i32) -> bool {
+        // A descriptor that another test closes meanwhile can't be read any more.
+        let info = std::fs::read_to_string(epoll).unwrap_or_default();
+        let mut watched = info.lines().filter_map(|line| line.strip_prefix("tfd:"));
+        watched.any(|rest| rest.split_whitespace().next() == Some(&number.to_string()))
+    }
+
+    /// Closing a duplicate takes nothing out of an epoll while the socket is open elsewhere (epoll(7)).
+    #[tokio::test(flavor = "current_thread")]
+    async fn nothing_is_watched_any_more_when_it_is_dropped() {
+        let (reader, _writer) = UnixStream::pair().unwrap();
+        reader.set_nonblocking(true).unwrap();
+        let elsewhere = reader.try_clone().unwrap();
+        let readable = Readable::new(reader).unwrap();
+        let number = readable.registered.get_ref().as_raw_fd();
+        let entries = std::fs::read_dir("/proc/self/fdinfo").unwrap();
+        let mut entries = entries.map(|entry| entry.unwrap().path());
+        let epoll = entries.find(|path| watches(path, number)).unwrap();
+        drop(readable);
+        assert!(!watches(&epoll, number));
+        drop(elsewhere);
+    }
+
+    /// In a process of its own, that gets descriptor 3 as systemd gives it.
+    #[test]
+    fn what_systemd_kept_is_taken_once() {
+        if std::env::var_os("LISTEN_FDS").is_some() {
+            assert!(kept_socket("another").is_none());
+            let kept = kept_socket("nftables").unwrap();
+            assert_eq!(kept.as_raw_fd(), 3);
+            assert!(kept_socket("nftables").is_none());
+            // With debug assertions, std ends the process where a descriptor is closed twice.
+            drop(kept);
+            return;
+        }
+        let socket = netlink_sys::Socket::new(0).unwrap();
+        let output = std::process::Command::new("sh")
+            .args(["-c", "LISTEN_PID=$$ exec \"$0\" --exact system::descriptors::tests::what_systemd_kept_is_taken_once 3<&0 </dev/null"])
+            .arg(std::env::current_exe().unwrap())
+            .env("LISTEN_FDS", "1")
+            .env("LISTEN_FDNAMES", "nftables")
+            .stdin(socket.as_fd().try_clone_to_owned().unwrap())
+            .output()
+            .unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    /// The tests above once more, each access to memory and each descriptor watched by valgrind(1).
+    #[test]
+    fn the_unsafe_module_holds_under_memcheck() {
+        const UNDER: &str = "PORTCULLIS_TEST_UNDER_MEMCHECK";
+        if std::env::var_os(UNDER).is_some() {
+            return;
+        }
+        let output = std::process::Command::new("valgrind")
+            .args([
+                "--error-exitcode=9",
+                "--leak-check=full",
+                "--errors-for-leak-kinds=definite",
+            ])
+            .args(["--trace-children=yes", "--track-fds=yes"])
+            .arg(std::env::current_exe().unwrap())
+            .arg("system::descriptors::")
+            .env(UNDER, "1")
+            .output()
+            .expect("valgrind is there (packaging/setup)");
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert!(
+            said.contains("4 passed") && said.contains("ERROR SUMMARY: 0 errors"),
+            "{said}"
+        );
     }
 }

@@ -65,8 +65,20 @@ fn credentials(folder: &Path) -> Vec<(String, Observed<String>)> {
     names.into_iter().map(read).collect()
 }
 
-/// cloud-init's `v1.public_ssh_keys`; none before cloud-init wrote it.
+/// cloud-init's keys; none before cloud-init wrote them.
 fn cloud_init(file: &Path) -> Observed<Option<Vec<String>>> {
+    let Some(text) = text(file, MAX_INSTANCE_DATA)? else {
+        return Ok(None);
+    };
+    let keys = public_keys(&text).map_err(|error| format!("{}: {error}", file.display()))?;
+    Ok(Some(keys))
+}
+
+/// `v1.public_ssh_keys` of cloud-init's instance metadata.
+///
+/// # Errors
+/// It is no such document.
+pub fn public_keys(text: &str) -> serde_json::Result<Vec<String>> {
     #[derive(Deserialize)]
     struct InstanceData {
         v1: V1,
@@ -76,12 +88,8 @@ fn cloud_init(file: &Path) -> Observed<Option<Vec<String>>> {
         #[serde(default)]
         public_ssh_keys: Vec<String>,
     }
-    let Some(text) = text(file, MAX_INSTANCE_DATA)? else {
-        return Ok(None);
-    };
-    let data: InstanceData =
-        serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))?;
-    Ok(Some(data.v1.public_ssh_keys))
+    let data: InstanceData = serde_json::from_str(text)?;
+    Ok(data.v1.public_ssh_keys)
 }
 
 fn text(file: &Path, limit: usize) -> Observed<Option<String>> {

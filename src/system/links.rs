@@ -52,19 +52,24 @@ const SCOPE_LINK: u8 = 253;
 /// When netlink can't be used or read.
 pub fn read() -> io::Result<Vec<Link>> {
     let mut connection = Connection::open(NETLINK_ROUTE, &[])?;
-    let mut links = BTreeMap::new();
-    for message in connection.dump(&RawMessage::new(RTM_GETLINK, vec![0; LINK_HEADER]))? {
-        if let Some(link) = read_link(message.payload()) {
-            links.insert(link.index, link);
-        }
-    }
-    for message in connection.dump(&RawMessage::new(RTM_GETADDR, vec![0; ADDRESS_HEADER]))? {
+    let mut dump = |kind, header| connection.dump(&RawMessage::new(kind, vec![0; header]));
+    let links = dump(RTM_GETLINK, LINK_HEADER)?;
+    let addresses = dump(RTM_GETADDR, ADDRESS_HEADER)?;
+    Ok(read_all(&links, &addresses, &dump(RTM_GETROUTE, ROUTE_HEADER)?))
+}
+
+/// The links that the kernel's messages tell of, in the order of their numbers. What is not understood, and
+/// what belongs to no link of them, is left out.
+pub fn read_all(links: &[RawMessage], addresses: &[RawMessage], routes: &[RawMessage]) -> Vec<Link> {
+    let links = links.iter().filter_map(|message| read_link(message.payload()));
+    let mut links: BTreeMap<u32, Link> = links.map(|link| (link.index, link)).collect();
+    for message in addresses {
         read_address(message.payload(), &mut links);
     }
-    for message in connection.dump(&RawMessage::new(RTM_GETROUTE, vec![0; ROUTE_HEADER]))? {
+    for message in routes {
         read_route(message.payload(), &mut links);
     }
-    Ok(links.into_values().collect())
+    links.into_values().collect()
 }
 
 /// The interface by which this host reaches an address.

@@ -268,15 +268,7 @@ impl Connection {
                 "a netlink datagram was too large",
             ));
         }
-        let (mut rest, mut messages) = (buffer.as_slice(), Vec::new());
-        while rest.len() >= HEADER_BYTES {
-            let message = NetlinkMessage::<T>::deserialize(rest)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-            let step = (message.header.length as usize).next_multiple_of(4);
-            rest = rest.get(step..).unwrap_or_default();
-            messages.push(message);
-        }
-        Ok(messages)
+        messages(&buffer)
     }
 
     /// Takes all datagrams that are there, without looking at them: for who only wants to know that
@@ -296,6 +288,24 @@ impl Connection {
             }
         }
     }
+}
+
+/// The messages of one datagram.
+///
+/// # Errors
+/// `InvalidData` for what is no message.
+pub fn messages<T: NetlinkDeserializable + NetlinkSerializable>(
+    datagram: &[u8],
+) -> io::Result<Vec<NetlinkMessage<T>>> {
+    let (mut rest, mut messages) = (datagram, Vec::new());
+    while rest.len() >= HEADER_BYTES {
+        let message = NetlinkMessage::<T>::deserialize(rest)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+        let step = (message.header.length as usize).next_multiple_of(4);
+        rest = rest.get(step..).unwrap_or_default();
+        messages.push(message);
+    }
+    Ok(messages)
 }
 
 /// A message whose payload is left as bytes.

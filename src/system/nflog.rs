@@ -93,7 +93,8 @@ impl Group {
     }
 }
 
-fn copied(message: &[u8]) -> Option<Copied> {
+/// The packet of one message; `None` if there is none in it.
+pub fn copied(message: &[u8]) -> Option<Copied> {
     let (mut bytes, mut index) = (None, 0);
     for attribute in Attributes::behind(message, GENMSG) {
         match attribute.kind() {

@@ -116,7 +116,8 @@ fn request(family: u8, states: u32, id: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn read_session(message: &[u8]) -> Option<(u8, Session)> {
+/// State and ends of the socket of one answer (`struct inet_diag_msg`); `None` if it is cut off.
+pub fn read_session(message: &[u8]) -> Option<(u8, Session)> {
     let [family, state, ..] = *message else {
         return None;
     };

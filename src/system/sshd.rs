@@ -190,7 +190,10 @@ fn usual_host_keys() -> Vec<PathBuf> {
 }
 
 /// Reads `sshd -T`: one option a line, its name in lower case, options with several values several times.
-fn parse(text: &str) -> Observed<SshdConfig> {
+///
+/// # Errors
+/// An option that checks rely on is not told.
+pub fn parse(text: &str) -> Observed<SshdConfig> {
     let values = |name: &str| -> Vec<&str> {
         text.lines()
             .filter_map(|line| line.split_once(' '))
@@ -240,7 +243,7 @@ fn parse(text: &str) -> Observed<SshdConfig> {
 }
 
 /// Major and minor of `OpenSSH_9.2p1 …`: what `sshd -V` prints, or complains with where it is too old.
-fn parse_version(said: &str) -> Option<(u16, u16)> {
+pub fn parse_version(said: &str) -> Option<(u16, u16)> {
     let (_, rest) = said.split_once("OpenSSH_")?;
     let (major, rest) = rest.split_once('.')?;
     let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();

@@ -1,11 +1,16 @@
 //! Makes what ships beside the programs: man pages and shell completions, from the same definitions
-//! that parse the command lines. `make deb` runs it; by hand: `cargo run -p xtask -- assets OUTDIR`.
+//! that parse the command lines, the bill of materials, and Debian's changelog; and measures what dependencies
+//! cost. `make deb` runs it; by hand: `cargo run -p xtask -- assets OUTDIR`.
 //!
 //! May not live here: anything that an instance needs at run time.
 
 #![forbid(unsafe_code)]
 
+mod cargo;
+mod changelog;
+mod costs;
 mod manual;
+mod sbom;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -20,6 +25,23 @@ enum Task {
     Assets {
         /// An existing folder's content is made anew.
         outdir: PathBuf,
+    },
+    /// Writes the CycloneDX bill of materials of `portcullis`, without a time unless SOURCE_DATE_EPOCH is set.
+    Sbom {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Writes Debian's changelog, which leads to ours. SOURCE_DATE_EPOCH is its time.
+    Changelog {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Writes into docs/dependencies.md what each direct dependency costs in a program that has its symbols.
+    Costs {
+        /// The program, built as it ships but for `strip`.
+        program: PathBuf,
+        /// The page with the table.
+        page: PathBuf,
     },
 }
 
@@ -36,6 +58,9 @@ fn main() -> io::Result<()> {
             )?;
             fs::write(outdir.join("man/portcullis-operations.7"), page)
         }
+        Task::Sbom { file } => fs::write(file, sbom::document()?),
+        Task::Changelog { file } => fs::write(file, changelog::text()?),
+        Task::Costs { program, page } => costs::write(&program, &page),
     }
 }
 

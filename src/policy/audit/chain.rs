@@ -21,6 +21,9 @@ use super::{Event, MAX_LINE};
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// Bytes of a line's end: `,"hash":"`, 64 digits, `"}`.
 const SEAL: usize = 9 + 64 + 2;
+/// Numbers are those that every JSON parser keeps exactly (RFC 8259 section 6); a damaged one must not be
+/// what the chain goes on from.
+const LAST_NUMBER: u64 = (1 << 53) - 1;
 /// Most problems that are told of one log.
 const MAX_PROBLEMS: usize = 20;
 
@@ -71,7 +74,8 @@ impl Head {
 
     /// From the file; `None` if it holds none.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok()
+        let head: Self = serde_json::from_slice(bytes).ok()?;
+        (head.seq <= LAST_NUMBER).then_some(head)
     }
 }
 
@@ -136,7 +140,10 @@ impl Line {
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .ok_or("it does not end in a hash")?;
         let closed = [body, b"}"].concat();
-        let record = serde_json::from_slice(&closed).map_err(|e| format!("it is no record: {e}"))?;
+        let record: Record = serde_json::from_slice(&closed).map_err(|e| format!("it is no record: {e}"))?;
+        if record.seq > LAST_NUMBER {
+            return Err("it is no record: its number can't be".to_owned());
+        }
         Ok(Self {
             record,
             hash: stated.to_owned(),

@@ -52,8 +52,12 @@ impl fmt::Display for Field {
             Self::Transport(0, 2) => "th sport",
             Self::Transport(2, 2) => "th dport",
             Self::Transport(13, 1) => "tcp flags",
-            Self::Network(offset, bytes) => return write!(f, "@nh,{},{}", offset * 8, bytes * 8),
-            Self::Transport(offset, bytes) => return write!(f, "@th,{},{}", offset * 8, bytes * 8),
+            Self::Network(offset, bytes) => {
+                return write!(f, "@nh,{},{}", u64::from(*offset) * 8, u64::from(*bytes) * 8);
+            }
+            Self::Transport(offset, bytes) => {
+                return write!(f, "@th,{},{}", u64::from(*offset) * 8, u64::from(*bytes) * 8);
+            }
             Self::Other(words) => words,
         })
     }

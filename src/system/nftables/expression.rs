@@ -33,7 +33,9 @@ const NFT_REJECT_ICMPX_PORT_UNREACH: u8 = 1;
 const NFTA_FIB_DREG: u16 = 1;
 const NFTA_FIB_RESULT: u16 = 2;
 const NFTA_FIB_FLAGS: u16 = 3;
+/// The interface's name is asked for.
 pub const NFT_FIB_RESULT_OIFNAME: u32 = 2;
+/// By the destination.
 pub const NFTA_FIB_F_DADDR: u32 = 1 << 1;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
@@ -56,7 +58,14 @@ pub enum Expr {
     /// this host.
     RouteInterface,
     /// Load bytes of a header.
-    Payload { base: u32, offset: u32, len: u32 },
+    Payload {
+        /// Which header: [`NETWORK_HEADER`] or [`TRANSPORT_HEADER`].
+        base: u32,
+        /// Where in it, in bytes.
+        offset: u32,
+        /// How many bytes.
+        len: u32,
+    },
     /// Keep only the bits of the mask.
     Mask(Vec<u8>),
     /// Go on only if the register compares so.
@@ -64,7 +73,12 @@ pub enum Expr {
     /// Go on only if the register is in the set.
     Lookup(String),
     /// Go on only below this many packets a second, with a burst.
-    Limit { rate: u32, burst: u32 },
+    Limit {
+        /// Packets a second.
+        rate: u32,
+        /// So many more at once.
+        burst: u32,
+    },
     /// Copy to a listener.
     Log(Log),
     /// Count.

@@ -5,9 +5,9 @@
 
 mod batch;
 pub mod events;
-mod expression;
+pub mod expression;
 pub mod foreign;
-mod lower;
+pub mod lower;
 mod read;
 
 use std::io;
@@ -21,6 +21,7 @@ use super::{descriptors, systemd};
 use crate::policy::ruleset::Ruleset;
 use crate::policy::ruleset::change::Step;
 use batch::Handles;
+pub use read::{element_key, read_ranges};
 
 /// `NETLINK_NETFILTER`.
 pub(super) const NETLINK_NETFILTER: isize = 12;

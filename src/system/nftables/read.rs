@@ -181,13 +181,16 @@ fn keys(connection: &mut Connection, set: &str) -> Result<Keys, Error> {
         for list in
             Attributes::behind(message.payload(), GENMSG).filter(|a| a.kind() == NFTA_SET_ELEM_LIST_ELEMENTS)
         {
-            keys.extend(Attributes::behind(list.value(), 0).filter_map(|element| key(element.value())));
+            keys.extend(
+                Attributes::behind(list.value(), 0).filter_map(|element| element_key(element.value())),
+            );
         }
     }
     Ok(keys)
 }
 
-fn key(element: &[u8]) -> Option<(Vec<u8>, bool)> {
+/// The key of an element's attributes, and whether it ends an interval.
+pub fn element_key(element: &[u8]) -> Option<(Vec<u8>, bool)> {
     let (mut key, mut is_end) = (None, false);
     for part in Attributes::behind(element, 0) {
         match part.kind() {
@@ -212,7 +215,7 @@ fn elements(flags: SetFlags, key_type: u32, key_len: u32, keys: Keys) -> Element
         _ => {}
     }
     if flags.contains(SetFlags::Interval) {
-        return Elements::Ranges(family, ranges(family, keys));
+        return Elements::Ranges(family, read_ranges(family, keys));
     }
     Elements::Addresses(
         family,
@@ -221,7 +224,7 @@ fn elements(flags: SetFlags, key_type: u32, key_len: u32, keys: Keys) -> Element
 }
 
 /// First and last addresses, from starts and from ends that lie one behind the last address.
-fn ranges(family: Family, keys: Keys) -> Vec<(IpAddr, IpAddr)> {
+pub fn read_ranges(family: Family, keys: Vec<(Vec<u8>, bool)>) -> Vec<(IpAddr, IpAddr)> {
     let mut bounds: Vec<(IpAddr, bool)> = keys
         .iter()
         .filter_map(|(key, is_end)| Some((address_of(key)?, !is_end)))

@@ -234,13 +234,13 @@ fn the_longest_record_fits_into_a_line_and_the_head_into_its_place() {
     long.changes.keys_removed = vec!["\\".repeat(128); 100];
     long.changes.rules_added = vec!["\\".repeat(128); 100];
     long.changes.peers_changed = vec!["\\".repeat(128); 100];
-    let sealed = seal(long, u64::MAX, GENESIS);
+    let sealed = seal(long, LAST_NUMBER, GENESIS);
     assert!(sealed.line.len() <= MAX_LINE, "{}", sealed.line.len());
     assert!(Line::read(sealed.line.trim_end().as_bytes()).unwrap().is_whole);
     let head = Head {
-        seq: u64::MAX,
+        seq: LAST_NUMBER,
         hash: sealed.hash,
-        first: Some(u64::MAX),
+        first: Some(LAST_NUMBER),
     };
     assert_eq!(head.to_bytes().len(), Head::BYTES);
     assert_eq!(Head::from_bytes(&head.to_bytes()), Some(head));
@@ -310,4 +310,18 @@ proptest! {
         prop_assert!(line.is_whole);
         prop_assert_eq!(line.record.seq, 1);
     }
+}
+
+/// A disk that gives back other bits must not have the next number overflow.
+#[test]
+fn a_number_that_can_not_be_is_none() {
+    let sealed = seal(event("x"), u64::MAX, GENESIS);
+    assert!(Line::read(sealed.line.trim_end().as_bytes()).is_err());
+    let head = |seq| Head {
+        seq,
+        hash: GENESIS.to_owned(),
+        first: Some(1),
+    };
+    assert_eq!(Head::from_bytes(&head(u64::MAX).to_bytes()), None);
+    assert_eq!(Head::from_bytes(&head(7).to_bytes()), Some(head(7)));
 }

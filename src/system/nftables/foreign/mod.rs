@@ -16,6 +16,7 @@ use crate::policy::foreign::{Chain, Foreign, Table, TableFamily};
 use crate::policy::ruleset::{Hook, TABLE, Verdict};
 use crate::system::descriptors::Readable;
 use crate::system::netlink::{Attributes, Connection, GENMSG, RawMessage};
+pub use decode::rule;
 use sets::Sets;
 
 /// How many rules are read, all tables together: with a debug build 10,000 of them are read and judged
@@ -148,9 +149,17 @@ fn read_once() -> Result<Foreign, Error> {
     Ok(foreign)
 }
 
-/// Text of an attribute: up to its zero.
+/// Text of an attribute: up to its zero, and on one line. Names may hold any byte, and end up in reports.
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+    let text = String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default());
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// A big-endian number of 4 bytes.
@@ -158,7 +167,8 @@ fn number(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(..4)?.try_into().ok()?))
 }
 
-fn take_table(payload: &[u8], foreign: &mut Foreign) {
+/// Adds the table of a message, unless it is ours.
+pub fn take_table(payload: &[u8], foreign: &mut Foreign) {
     let name = Attributes::behind(payload, GENMSG).find(|a| a.kind() == NFTA_TABLE_NAME);
     let Some(name) = name.map(|a| text(a.value())) else {
         return;
@@ -182,7 +192,8 @@ fn table<'a>(payload: &[u8], name: &str, foreign: &'a mut Foreign) -> Option<&'a
         .find(|table| table.family == family && table.name == name)
 }
 
-fn take_chain(payload: &[u8], foreign: &mut Foreign) {
+/// Adds the chain of a message to its table, if that is one of them.
+pub fn take_chain(payload: &[u8], foreign: &mut Foreign) {
     let (mut of, mut name, mut kind, mut place, mut policy) =
         (String::new(), String::new(), String::new(), None, Verdict::Accept);
     for attribute in Attributes::behind(payload, GENMSG) {

@@ -1,0 +1,65 @@
+//! What the process that speaks to the network tells the agent. Whoever took it over can write any bytes.
+//!
+//! May not live here: what the agent answers (`tests/instances/front.rs`).
+
+use portcullis::channel::{FromFront, Lines, line};
+use portcullis::policy::audit::chain::{GENESIS, seal};
+use portcullis::policy::audit::who::Who;
+use portcullis::policy::audit::{Event, MAX_LINE, Moment};
+use portcullis_protocol::control::Request;
+use tokio::runtime::{Builder, Runtime};
+
+/// Longest line here: room is bounded, and a fuzzer reaches it.
+const MOST: usize = 4096;
+
+fn moment() -> Moment {
+    Moment {
+        time: jiff::Timestamp::UNIX_EPOCH,
+        boot: "b".to_owned(),
+        since_boot_ms: 0,
+    }
+}
+
+/// Reads messages until one is none.
+fn read(runtime: &Runtime, bytes: &[u8]) -> Vec<FromFront> {
+    let mut lines = Lines::new(bytes, MOST);
+    let mut messages = Vec::new();
+    while let Ok(Some(message)) = runtime.block_on(lines.next::<FromFront>()) {
+        messages.push(message);
+    }
+    messages
+}
+
+/// Messages are bounded lines, each the same after another way over the channel; nothing is read behind what is
+/// no message; a spec is a checked one, and a caller's certificate can't forge a line of the audit log.
+pub fn channel(data: &[u8]) -> bool {
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let messages = read(&runtime, data);
+    let mut lines = data.split(|byte| *byte == b'\n');
+    for message in &messages {
+        let read_from = lines.next().unwrap();
+        assert!(read_from.len() <= MOST);
+        let line = line(message).unwrap();
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        if line.len() <= MOST {
+            assert_eq!(read(&runtime, &line).as_slice(), std::slice::from_ref(message));
+        }
+        if let FromFront::Call { request, remote, .. } = message {
+            if let Request::Apply { spec, .. } = request {
+                assert!(spec.check().is_ok());
+            }
+            let who = Who::remote(
+                remote.address.ip().to_string(),
+                remote.chain.first().map(Vec::as_slice),
+            );
+            // As it gets into the audit log, and from there into the journal.
+            let mut event = Event::note(moment(), "x", None);
+            event.who = who;
+            let sealed = seal(event, 1, GENESIS);
+            assert!(sealed.line.len() <= MAX_LINE);
+            let told = sealed.event.text();
+            assert!(!told.contains(char::is_control), "{told:?}");
+        }
+    }
+    !messages.is_empty()
+}
