@@ -24,6 +24,7 @@ use crate::health::push::offer::PushState;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, Observed};
+use crate::policy::storage::Storage;
 use crate::system::systemd;
 use crate::system::watch::{Topic, Watch};
 
@@ -129,6 +130,7 @@ struct Sources {
     watch: Option<Watch>,
     gate: watch::Receiver<Arc<Gate>>,
     neighbours: watch::Receiver<Observed<Comparison>>,
+    storage: watch::Receiver<Observed<Storage>>,
     units: mpsc::Receiver<()>,
     calls: mpsc::Receiver<control::Call>,
     /// When logins are looked at because files changed.
@@ -188,6 +190,7 @@ impl Sources {
             watch: open_watch(settings),
             gate: agent.watch_gate(),
             neighbours: agent.watch_neighbours(),
+            storage: agent.watch_storage(),
             units,
             calls,
             logins_due: None,
@@ -281,6 +284,7 @@ impl Sources {
             Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
             Ok(()) = self.deliveries.changed() => Event::Deliveries,
             Ok(()) = self.front.changed() => Event::Look([Scope::Endpoint].into()),
+            Ok(()) = self.storage.changed() => Event::Look([Scope::Storage].into()),
             () = until(trial_ends) => Event::TrialEnds,
             () = until(agent.audit_due()) => Event::Audit,
             () = until(agent.renewal_due()) => Event::Renewal,

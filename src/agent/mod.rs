@@ -9,6 +9,7 @@ mod answer;
 pub mod audit;
 pub mod control;
 pub mod denied;
+mod endpoint;
 mod enrol;
 pub mod events;
 pub mod exposure;
@@ -33,6 +34,7 @@ pub mod situation;
 pub mod spool;
 pub mod sshd;
 pub mod state;
+pub mod storage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -44,15 +46,15 @@ use portcullis_protocol::{Report, Spec};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::channel::Setup;
 use crate::config::Settings;
 use crate::identity::TlsIdentity;
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
-use crate::policy::observation::{Gate, KeyState, Observations, Observed, Tls};
-use crate::system::{endpoint, systemd};
+use crate::policy::observation::{Gate, KeyState, Observations, Observed};
+use crate::policy::storage::Storage;
+use crate::system::systemd;
 use access::Access;
 use denied::Denied;
 use enrol::Enrolment;
@@ -86,11 +88,19 @@ pub enum Scope {
     KeyFiles,
     /// Our own endpoint.
     Endpoint,
+    /// What was seen of storage.
+    Storage,
 }
 
 impl Scope {
     /// Everything.
-    pub const ALL: [Self; 4] = [Self::Gate, Self::Systemd, Self::Logins, Self::Endpoint];
+    pub const ALL: [Self; 5] = [
+        Self::Gate,
+        Self::Systemd,
+        Self::Logins,
+        Self::Endpoint,
+        Self::Storage,
+    ];
 }
 
 /// The daemon's state.
@@ -107,6 +117,7 @@ pub struct Agent {
     guard: Guard,
     access: Access,
     neighbours: watch::Receiver<Observed<Comparison>>,
+    storage: watch::Receiver<Observed<Storage>>,
     denied: Denied,
     configured: Configured,
     restarter: Restarter,
@@ -180,7 +191,7 @@ impl Agent {
             identity.clone(),
         );
         let published = watch::Sender::new(Published {
-            setup: Arc::new(setup(&settings, &identity, spec.as_deref())),
+            setup: Arc::new(endpoint::setup(&settings, &identity, spec.as_deref())),
             report: None,
         });
         let audit = audit::log::Log::new(
@@ -197,6 +208,7 @@ impl Agent {
             guard,
             access,
             neighbours,
+            storage: storage::watch(),
             denied,
             configured,
             restarter,
@@ -257,6 +269,11 @@ impl Agent {
         self.neighbours.clone()
     }
 
+    /// Tells when something else is seen of storage.
+    pub fn watch_storage(&self) -> watch::Receiver<Observed<Storage>> {
+        self.storage.clone()
+    }
+
     /// The last report.
     pub fn report(&self) -> Option<&Report> {
         self.report.as_deref()
@@ -285,6 +302,9 @@ impl Agent {
         if scopes.contains(&Scope::Gate) {
             self.seen.gate = self.guard.seen();
             self.seen.conflicts = self.neighbours.borrow().clone();
+        }
+        if scopes.contains(&Scope::Storage) {
+            self.seen.storage = self.storage.borrow().clone();
         }
         if scopes.contains(&Scope::Logins) {
             self.known_logins.forget();
@@ -382,33 +402,6 @@ impl Agent {
         }
     }
 
-    /// What the endpoint negotiates; without one, why the front has none.
-    async fn look_at_endpoint(&self) -> Observed<Tls> {
-        let seen = endpoint::observe(self.settings.listen, self.identity.certificates()).await;
-        let front = self.front.borrow().clone();
-        seen.map_err(|reason| match front {
-            FrontState::Listening => reason,
-            FrontState::Absent(why) => format!("{reason}; the front, which has the endpoint: {why}"),
-            FrontState::Failed(why) => format!("{reason}; the front can't listen: {why}"),
-        })
-    }
-
-    /// The front goes by the spec that holds, and by what is known of the time.
-    fn tell_front(&self) {
-        let setup = setup(&self.settings, &self.identity, self.spec.as_deref());
-        if self.published.borrow().setup.time != setup.time {
-            known_time::keep(&self.store, self.identity.clock());
-            self.tell_outbox();
-        }
-        self.published.send_if_modified(|published| {
-            let is_new = *published.setup != setup;
-            if is_new {
-                published.setup = Arc::new(setup);
-            }
-            is_new
-        });
-    }
-
     fn publish(&mut self) {
         self.seen.trial_until = self.trial.as_ref().map(|trial| trial.until);
         let previous = self.report.take();
@@ -447,18 +440,6 @@ impl Agent {
         let url = self.spec.as_deref().and_then(Spec::report_url);
         let url = url.map(|url| url.as_str().to_owned());
         self.outbox.tell(report, url, self.identity.clone());
-    }
-}
-
-/// How the endpoint is to be under a spec.
-fn setup(settings: &Settings, identity: &TlsIdentity, spec: Option<&Spec>) -> Setup {
-    Setup {
-        listen: settings.listen,
-        limits: settings.limits.clone(),
-        key: identity.key_pem(),
-        certificates: identity.shown_chain(spec.map(|spec| spec.instance.id.as_str())),
-        client_ca: spec.and_then(Spec::client_ca).map(str::to_owned),
-        time: identity.clock().what_is_known(),
     }
 }
 

@@ -18,6 +18,7 @@ use super::host_keys::KnownHostKeys;
 use super::key_questions::Acceptance;
 use super::key_sources::{Grant, Unfit};
 use super::ruleset::Ruleset;
+use super::storage::Storage;
 
 /// Something that was looked at, or why it could not be.
 pub type Observed<T> = Result<T, String>;
@@ -283,6 +284,8 @@ pub struct Observations {
     pub conflicts: Observed<Comparison>,
     /// What listens, against what the gate lets in.
     pub exposure: Observed<Exposure>,
+    /// What is mounted and swapped to, and what is beneath.
+    pub storage: Observed<Storage>,
 }
 
 impl Observations {
@@ -318,6 +321,7 @@ impl Observations {
             tls: unseen(reason),
             conflicts: unseen(reason),
             exposure: unseen(reason),
+            storage: unseen(reason),
         }
     }
 }

@@ -10,6 +10,7 @@ mod gate;
 mod host_keys;
 mod keys;
 mod logins;
+mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -49,10 +50,6 @@ impl Finding {
 
     fn fail(summary: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(Status::Fail, summary).remedy(remedy)
-    }
-
-    fn later(what: &str) -> Self {
-        Self::new(Status::Unknown, format!("not examined by this version: {what}"))
     }
 
     fn remedy(mut self, remedy: impl Into<String>) -> Self {
@@ -140,8 +137,8 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::ClusterPeers => gate::peers(spec, &seen.gate),
         CheckId::TransitTls => transit(seen),
         CheckId::FirewallConflicts => conflicts::conflicts(&seen.conflicts),
-        CheckId::StorageEncrypted => Finding::later("encryption of disks and swap"),
         CheckId::ExposureListeners => exposure::listeners(&seen.exposure),
+        CheckId::StorageEncrypted => storage::encrypted(spec, &seen.storage),
     }
 }
 
