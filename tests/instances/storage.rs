@@ -35,7 +35,7 @@ fn a_root_from_outside_is_unknown_and_a_claim_does_not_change_that() {
     assert_eq!(machine.unit("portcullis-storage.socket", "ActiveState"), "active");
     assert_eq!(
         machine.ok("stat -c '%U %a' /run/portcullis-storage.sock"),
-        "root 600\n"
+        "root 600"
     );
     machine.ok("systemctl stop portcullis");
     assert_eq!(

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use crate::common::run;
 
 /// A machine that has not said what it should by then hangs.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The folder with what machines boot.
 static IMAGE: LazyLock<PathBuf> = LazyLock::new(|| {
