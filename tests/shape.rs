@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use portcullis_protocol::CheckId;
 use portcullis_protocol::requirement::Requirement;
 
 fn root() -> PathBuf {
@@ -141,26 +140,13 @@ fn security() -> String {
 }
 
 #[test]
-fn security_answers_every_requirement_and_names_only_real_checks() {
+fn security_answers_every_requirement() {
     let text = security();
     for requirement in Requirement::ALL {
         assert!(
             text.contains(&format!("| {} |", requirement.id())),
             "SECURITY.md lacks {requirement}"
         );
-    }
-    let known: BTreeSet<&str> = CheckId::ALL.iter().map(|id| id.as_str()).collect();
-    let areas: BTreeSet<&str> = known.iter().filter_map(|id| id.split('.').next()).collect();
-    for word in text.split('`').skip(1).step_by(2) {
-        let looks_like_check = word.split_once('.').is_some_and(|(area, rest)| {
-            areas.contains(area) && rest.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
-        });
-        if looks_like_check && !word.ends_with(".service") && !word.ends_with(".toml") {
-            assert!(
-                known.contains(word),
-                "SECURITY.md names the check {word}, which does not exist"
-            );
-        }
     }
 }
 

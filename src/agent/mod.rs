@@ -396,11 +396,12 @@ impl Agent {
     /// The front goes by the spec that holds, and by what is known of the time.
     fn tell_front(&self) {
         let setup = setup(&self.settings, &self.identity, self.spec.as_deref());
+        if self.published.borrow().setup.time != setup.time {
+            known_time::keep(&self.store, self.identity.clock());
+            self.tell_outbox();
+        }
         self.published.send_if_modified(|published| {
             let is_new = *published.setup != setup;
-            if published.setup.time != setup.time {
-                known_time::keep(&self.store, self.identity.clock());
-            }
             if is_new {
                 published.setup = Arc::new(setup);
             }
@@ -435,13 +436,16 @@ impl Agent {
         let report = Arc::new(report);
         self.report = Some(report.clone());
         self.tell_situation();
-        let url = self
-            .spec
-            .as_deref()
-            .and_then(Spec::report_url)
-            .map(|url| url.as_str().to_owned());
         self.published
-            .send_modify(|published| published.report = Some(report.clone()));
+            .send_modify(|published| published.report = Some(report));
+        self.tell_outbox();
+    }
+
+    /// The outbox is told the last report, where it goes, and by what time the receiver is judged.
+    fn tell_outbox(&self) {
+        let Some(report) = self.report.clone() else { return };
+        let url = self.spec.as_deref().and_then(Spec::report_url);
+        let url = url.map(|url| url.as_str().to_owned());
         self.outbox.tell(report, url, self.identity.clone());
     }
 }

@@ -18,21 +18,39 @@ const FILTER: &str = "/proc/self/coredump_filter";
 /// # Errors
 /// What could not be set; the others are.
 pub fn keep_out_of_cores() -> Result<(), String> {
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
     let named = |what: &str, done: io::Result<()>| done.err().map(|error| format!("{what}: {error}"));
+    // In this order: who is no root can't write the filter of a process that is not dumpable.
     let failed = [
-        named("RLIMIT_CORE", setrlimit(Resource::Core, none).map_err(Into::into)),
-        named("PR_SET_DUMPABLE", stay_undumpable()),
         named(FILTER, std::fs::write(FILTER, NOTHING)),
+        named("RLIMIT_CORE", no_core_file()),
+        named("PR_SET_DUMPABLE", stay_undumpable()),
     ];
     let failed: Vec<String> = failed.into_iter().flatten().collect();
     match failed.is_empty() {
         true => Ok(()),
         false => Err(failed.join("; ")),
     }
+}
+
+fn no_core_file() -> io::Result<()> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    match setrlimit(Resource::Core, none) {
+        // A unit that may set no limits was given this one.
+        Err(_) if is_limited() => Ok(()),
+        done => done.map_err(Into::into),
+    }
+}
+
+/// Whether the limit is none at all already (proc_pid_limits(5)).
+fn is_limited() -> bool {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let core = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max core file size"));
+    core.is_some_and(|core| core.split_whitespace().take(2).eq(["0", "0"]))
 }
 
 /// The second of these again: the kernel sets it to `fs.suid_dumpable` whenever a thread changes who it is
@@ -57,5 +75,6 @@ mod tests {
         assert_eq!((limit.current, limit.maximum), (Some(0), Some(0)));
         let filter = std::fs::read_to_string(FILTER).unwrap();
         assert_eq!(u32::from_str_radix(filter.trim(), 16), Ok(0));
+        assert!(is_limited());
     }
 }

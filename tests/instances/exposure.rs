@@ -184,7 +184,7 @@ impl World {
         serde_json::from_str(&text).unwrap()
     }
 
-    fn rows<'a>(table: &'a Value, transport: Transport, port: u16) -> impl Iterator<Item = &'a Value> {
+    fn rows(table: &Value, transport: Transport, port: u16) -> impl Iterator<Item = &Value> {
         let all = table["exposure"]["listeners"].as_array().unwrap();
         all.iter()
             .filter(move |row| row["protocol"] == transport.to_string() && row["port"] == port)

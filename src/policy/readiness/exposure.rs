@@ -66,7 +66,7 @@ fn judge(exposure: &Exposure) -> Finding {
     if !cleartext.is_empty() {
         return Finding::warn(
             format!("anybody gets at what is usually cleartext: {}", told(&cleartext)),
-            "name its sources in the rule, put TLS before it, or `portcullis firewall revoke` the rule: see \
+            "name its sources in the rule, put TLS before it, or `portcullis firewall revoke ID`: see \
              `portcullis firewall exposure`",
         );
     }

@@ -22,8 +22,9 @@ const MAX_LINE: usize = 2000;
 const RECORDS: usize = 200;
 
 /// Units whose state matters to ours; those that are not installed say so.
-const UNITS: [&str; 15] = [
+const UNITS: [&str; 16] = [
     "portcullis.service",
+    "portcullis-front.service",
     "portcullis-lockdown.service",
     "ssh.service",
     "ssh.socket",
@@ -53,6 +54,7 @@ pub async fn journal(gathered: &mut Gathered) {
         LINES,
         "--unit=portcullis.service",
         "--unit=portcullis-lockdown.service",
+        "--unit=portcullis-front.service",
     ];
     let what = "the last 2000 lines of the journal of our units";
     match find("journalctl") {
