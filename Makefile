@@ -57,6 +57,7 @@ assets: release
 	gzip -9nf $(TARGET)/release/assets/man/*
 	$(TARGET)/release/xtask sbom $(TARGET)/release/assets/sbom.cdx.json
 	$(TARGET)/release/xtask changelog $(TARGET)/release/assets/changelog
+	gzip -9nf $(TARGET)/release/assets/changelog
 
 .PHONY: deb
 deb: assets $(TOOLS)/cargo-deb-$(CARGO_DEB) ## target/debian/portcullis_<version>_<arch>.deb and target/release/portcullisctl
