@@ -4,6 +4,7 @@
 //! May not live here: what the spec means for the kernel or for files (the agent's policy).
 
 mod checks;
+pub mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{AuthorizedKey, FirewallRule, PeerAddress, Secret, SourceRange};
+use storage::Storage;
 
 /// Largest accepted spec, in bytes: 100,000 peers fit.
 pub const MAX_SPEC_BYTES: usize = 16 << 20;
@@ -255,6 +257,9 @@ pub struct Spec {
     /// The control plane; none means nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane: Option<ControlPlane>,
+    /// What the provider says of the storage; none means nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
 }
 
 /// Why a spec was refused: each problem with its field. Nothing of a refused spec is used.

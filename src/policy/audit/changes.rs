@@ -197,6 +197,8 @@ fn others(before: Option<&Spec>, after: Option<&Spec>) -> Vec<String> {
         "control_plane.enrolment_token",
         enrolment_token != now.enrolment_token,
     );
+    let storage = |spec: Option<&Spec>| spec.and_then(|s| s.storage.clone()).unwrap_or_default();
+    differs("storage", storage(before) != storage(after));
     names
 }
 

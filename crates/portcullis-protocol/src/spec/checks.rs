@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use super::storage::{MAX_ATTESTATIONS, MAX_ATTESTED_DISKS};
 use super::{Cluster, MAX_PEERS, MAX_RULES, MAX_SOURCES, Problem, SPEC_VERSION, Spec};
 use crate::{FirewallRule, SourceRange};
 
@@ -80,7 +81,16 @@ impl Spec {
         let rules = |rules: &[FirewallRule]| rules.iter().map(|rule| rule.sources.len()).sum();
         let control = self.control_plane.iter().map(|c| c.sources.len()).sum();
         let [ingress, egress] = self.rule_lists();
-        let counts: [(_, _, usize, _); 7] = [
+        let attested = self.storage.iter().flat_map(|storage| &storage.attested);
+        let disks = attested.clone().map(|claim| claim.disks.len()).max();
+        let counts: [(_, _, usize, _); 9] = [
+            ("storage.attested", "claims", attested.count(), MAX_ATTESTATIONS),
+            (
+                "storage.attested",
+                "disks",
+                disks.unwrap_or_default(),
+                MAX_ATTESTED_DISKS,
+            ),
             ("cluster.peers", "peers", peers, MAX_PEERS),
             (
                 "cluster.peers",

@@ -298,6 +298,7 @@ fn new_spec(request: &LaunchRequest, client_ca: &str, external_id: &Secret) -> R
             enrol_url: None,
             enrolment_token: Some(Secret::new(random_hex(32)?)),
         }),
+        storage: None,
     };
     // What the agent would refuse is refused here, with the same words.
     Spec::from_json(&spec.to_json()).map_err(|e| Error::BadInput(format!("{}: {e}", request.name)))
