@@ -23,6 +23,7 @@ use crate::health::{enrol, push, server};
 use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, Observed};
+use crate::policy::storage::Storage;
 use crate::system::systemd;
 use crate::system::watch::{Topic, Watch};
 
@@ -122,6 +123,7 @@ struct Sources {
     watch: Option<Watch>,
     gate: watch::Receiver<Arc<Gate>>,
     neighbours: watch::Receiver<Observed<Comparison>>,
+    storage: watch::Receiver<Observed<Storage>>,
     units: mpsc::Receiver<()>,
     calls: mpsc::Receiver<control::Call>,
     /// When logins are looked at because files changed.
@@ -192,6 +194,7 @@ impl Sources {
             watch: open_watch(settings),
             gate: agent.watch_gate(),
             neighbours: agent.watch_neighbours(),
+            storage: agent.watch_storage(),
             units,
             calls,
             logins_due: None,
@@ -274,6 +277,7 @@ impl Sources {
             () = until(self.logins_due) => self.look_at_logins(),
             Ok(()) = self.gate.changed() => Event::Look([Scope::Gate].into()),
             Ok(()) = self.neighbours.changed() => Event::Look([Scope::Gate].into()),
+            Ok(()) = self.storage.changed() => Event::Look([Scope::Storage].into()),
             () = until(trial_ends) => Event::TrialEnds,
             () = until(agent.audit_due()) => Event::Audit,
             () = until(agent.renewal_due()) => Event::Renewal,

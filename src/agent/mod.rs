@@ -30,6 +30,7 @@ pub mod situation;
 pub mod spool;
 pub mod sshd;
 pub mod state;
+pub mod storage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -49,6 +50,7 @@ use crate::policy::conflicts::Comparison;
 use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed};
+use crate::policy::storage::Storage;
 use crate::system::{endpoint, systemd};
 use access::Access;
 use denied::Denied;
@@ -82,11 +84,19 @@ pub enum Scope {
     KeyFiles,
     /// Our own endpoint.
     Endpoint,
+    /// What was seen of storage.
+    Storage,
 }
 
 impl Scope {
     /// Everything.
-    pub const ALL: [Self; 4] = [Self::Gate, Self::Systemd, Self::Logins, Self::Endpoint];
+    pub const ALL: [Self; 5] = [
+        Self::Gate,
+        Self::Systemd,
+        Self::Logins,
+        Self::Endpoint,
+        Self::Storage,
+    ];
 }
 
 /// The daemon's state.
@@ -103,6 +113,7 @@ pub struct Agent {
     guard: Guard,
     access: Access,
     neighbours: watch::Receiver<Observed<Comparison>>,
+    storage: watch::Receiver<Observed<Storage>>,
     denied: Denied,
     configured: Configured,
     restarter: Restarter,
@@ -189,6 +200,7 @@ impl Agent {
             guard,
             access,
             neighbours,
+            storage: storage::watch(),
             denied,
             configured,
             restarter,
@@ -248,6 +260,11 @@ impl Agent {
         self.neighbours.clone()
     }
 
+    /// Tells when something else is seen of storage.
+    pub fn watch_storage(&self) -> watch::Receiver<Observed<Storage>> {
+        self.storage.clone()
+    }
+
     /// The last report.
     pub fn report(&self) -> Option<&Report> {
         self.report.as_deref()
@@ -276,6 +293,9 @@ impl Agent {
         if scopes.contains(&Scope::Gate) {
             self.seen.gate = self.guard.seen();
             self.seen.conflicts = self.neighbours.borrow().clone();
+        }
+        if scopes.contains(&Scope::Storage) {
+            self.seen.storage = self.storage.borrow().clone();
         }
         if scopes.contains(&Scope::Logins) {
             self.known_logins.forget();

@@ -67,7 +67,7 @@ async fn keep_looking(
 }
 
 /// Waits for an event; a source that is not there, or broke, has none.
-async fn happened<T>(source: &Option<T>, next: impl AsyncFn(&T) -> io::Result<()>) {
+pub(super) async fn happened<T>(source: &Option<T>, next: impl AsyncFn(&T) -> io::Result<()>) {
     if let Some(source) = source
         && next(source).await.is_ok()
     {

@@ -11,7 +11,7 @@ use crate::agent::state::Store;
 use crate::identity::TlsIdentity;
 use crate::log;
 use crate::policy::observation::Observations;
-use crate::system::{endpoint, systemd};
+use crate::system::{endpoint, storage, systemd};
 
 pub fn run(global: &Global) -> Result<(), Failure> {
     require_root("a check")?;
@@ -44,6 +44,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
             unfit: logins.unfit,
             tls,
             conflicts,
+            storage: storage::observe().await,
         };
         write(spec.as_ref(), refused.as_deref(), &seen, None)
     });

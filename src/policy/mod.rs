@@ -30,3 +30,4 @@ pub mod ssh_log;
 pub mod sshd_drop_in;
 pub mod sshd_match;
 pub mod sshd_restart;
+pub mod storage;

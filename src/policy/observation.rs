@@ -17,6 +17,7 @@ use super::host_keys::KnownHostKeys;
 use super::key_questions::Acceptance;
 use super::key_sources::{Grant, Unfit};
 use super::ruleset::Ruleset;
+use super::storage::Storage;
 
 /// Something that was looked at, or why it could not be.
 pub type Observed<T> = Result<T, String>;
@@ -280,6 +281,8 @@ pub struct Observations {
     pub tls: Observed<Tls>,
     /// What the gate lets in, against other programs' tables.
     pub conflicts: Observed<Comparison>,
+    /// What is mounted and swapped to, and what is beneath.
+    pub storage: Observed<Storage>,
 }
 
 impl Observations {
@@ -314,6 +317,7 @@ impl Observations {
             unfit: Vec::new(),
             tls: unseen(reason),
             conflicts: unseen(reason),
+            storage: unseen(reason),
         }
     }
 }

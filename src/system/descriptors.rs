@@ -24,15 +24,36 @@ impl<T: AsFd> Readable<T> {
     /// # Errors
     /// As dup(2) and epoll_ctl(2).
     pub fn new(source: T) -> io::Result<Self> {
+        Self::register(source, Interest::READABLE)
+    }
+
+    /// Registers a source that tells of changes by an exceptional condition (poll(2), `POLLPRI`).
+    ///
+    /// # Errors
+    /// As dup(2) and epoll_ctl(2).
+    pub fn exceptional(source: T) -> io::Result<Self> {
+        Self::register(source, Interest::PRIORITY)
+    }
+
+    fn register(source: T, interest: Interest) -> io::Result<Self> {
         let own = source.as_fd().try_clone_to_owned()?;
         // SAFETY: an `OwnedFd` is open and gives the same descriptor for as long as it lives. This one
         // is a duplicate that nobody else knows of, and it moves into the `AsyncFd`, which deregisters
         // it before dropping it.
-        let registered = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) };
+        let registered = unsafe { AsyncFd::register_with_interest(own, interest) };
         Ok(Self {
             source,
             registered: registered.map_err(|error| error.into_parts().1)?,
         })
+    }
+
+    /// Waits for an exceptional condition: one that came since the last was waited for.
+    ///
+    /// # Errors
+    /// As epoll_wait(2).
+    pub async fn exception(&self) -> io::Result<()> {
+        self.registered.ready(Interest::PRIORITY).await?.clear_ready();
+        Ok(())
     }
 
     /// The source.

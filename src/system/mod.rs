@@ -34,6 +34,7 @@ pub mod sshd_config;
 pub mod sshd_reload;
 pub mod sshd_users;
 pub mod stamp;
+pub mod storage;
 pub mod systemd;
 pub mod watch;
 pub mod xtables;

@@ -52,4 +52,5 @@ mod spool;
 mod sshd;
 mod sshd_changes;
 mod status;
+mod storage;
 mod users;

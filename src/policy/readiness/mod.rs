@@ -9,6 +9,7 @@ mod gate;
 mod host_keys;
 mod keys;
 mod logins;
+mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -130,7 +131,7 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::ClusterPeers => gate::peers(spec, &seen.gate),
         CheckId::TransitTls => transit(seen),
         CheckId::FirewallConflicts => conflicts::conflicts(&seen.conflicts),
-        CheckId::StorageEncrypted => Finding::later("encryption of disks and swap"),
+        CheckId::StorageEncrypted => storage::encrypted(spec, &seen.storage),
         CheckId::ExposureListeners => Finding::later("listening sockets against the gate"),
     }
 }

@@ -86,6 +86,7 @@ fn world() -> (Spec, Observations) {
             cipher_suite: "c".into(),
             key_exchange: "k".into(),
         }),
+        storage: Ok(Default::default()),
         conflicts: Ok(Comparison {
             let_in: 1,
             tried: 1,
