@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use crate::common::run;
 
 /// A machine that has not said what it should by then hangs.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The folder with what machines boot.
 static IMAGE: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -58,6 +58,11 @@ impl Guest {
 
     /// The same, with more on the kernel's command line.
     pub fn boot_with(options: &str, script: &str, disk: Option<&Path>) -> Self {
+        Self::boot_on(options, script, disk)
+    }
+
+    /// The same, with as many disks as are given: vda and so on, with the serial numbers disk-0 and so on.
+    pub fn boot_on<'a>(options: &str, script: &str, disks: impl IntoIterator<Item = &'a Path>) -> Self {
         let mut command = Command::new(IMAGE.join("qemu"));
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
@@ -79,9 +84,10 @@ impl Guest {
             .arg(IMAGE.join("vmlinuz"))
             .arg("-initrd")
             .arg(IMAGE.join("initramfs"));
-        if let Some(disk) = disk {
-            let drive = format!("file={},format=raw,if=virtio", disk.display());
-            command.args(["-drive", &drive]);
+        for (at, disk) in disks.into_iter().enumerate() {
+            let drive = format!("file={},format=raw,if=none,id=d{at}", disk.display());
+            let device = format!("virtio-blk-pci,drive=d{at},serial=disk-{at}");
+            command.args(["-drive", &drive, "-device", &device]);
         }
         let mut qemu = command
             .stdin(Stdio::null())
