@@ -34,6 +34,9 @@ impl Agent {
             remote: matches!(caller, Caller::Remote(_)),
             if_generation,
         };
+        if matches!(request, Request::Status | Request::Watch) {
+            self.look_at_exposure_again().await;
+        }
         match request {
             Request::Spec => Answer::Spec {
                 spec: self.shown_spec(caller).map(Box::new),

@@ -1,13 +1,15 @@
 //! Who gets at what listens: looked at whenever a report is written, and for `portcullis firewall exposure`.
 //!
 //! No event tells of a new socket. The daemon looks whenever anything else made it look (systemd tells of
-//! each unit that starts), and keeps no timer for it.
+//! each unit that starts) and whenever somebody asks how it is, and keeps no timer for it.
 //! May not live here: judging (`policy::exposure`).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use super::Agent;
 use crate::policy::conflicts::{Comparison, uplinks};
 use crate::policy::exposure::socket::activated_by;
 use crate::policy::exposure::{Exposure, Inputs, judge};
@@ -17,8 +19,39 @@ use crate::policy::ruleset::Ruleset;
 use crate::system::listeners::Found;
 use crate::system::{addresses, links, listeners, socket_owners, socket_units};
 
+/// Shortest time between two looks that somebody causes by asking.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// The unit of systemd's own process.
 const INIT: &str = "init.scope";
+
+impl Agent {
+    /// Looks, whatever is known.
+    pub(super) async fn look_at_exposure(&mut self) {
+        let start = Instant::now();
+        let (gate, links) = (&self.seen.gate, &self.settings.links);
+        self.seen.exposure = look(gate, &self.seen.conflicts, links, false).await;
+        self.metrics.durations.took("exposure", start);
+        self.exposure_seen = Some(Instant::now());
+    }
+
+    /// Looks because somebody asks how it is; if something else is seen, the report says so from then on.
+    pub(super) async fn look_at_exposure_again(&mut self) {
+        let is_fresh = self.exposure_seen.is_none_or(|seen| seen.elapsed() < PAUSE);
+        if is_fresh || self.report.is_none() {
+            return;
+        }
+        let before = self.seen.exposure.clone();
+        self.look_at_exposure().await;
+        let is_news = match (&before, &self.seen.exposure) {
+            (Ok(before), Ok(now)) => now.is_news_after(before),
+            (before, now) => before != now,
+        };
+        if is_news {
+            self.publish();
+        }
+    }
+}
 
 /// What is judged, as it was read.
 struct Seen {

@@ -125,6 +125,8 @@ pub struct Agent {
     /// Why the TLS key is only in memory, if it is.
     identity_lost: Option<String>,
     seen: Observations,
+    /// When sockets were last looked at.
+    exposure_seen: Option<Instant>,
     /// What the journal was last told of the host keys.
     host_key_alert: Option<Change>,
     report: Option<Arc<Report>>,
@@ -215,6 +217,7 @@ impl Agent {
             identity,
             identity_lost,
             seen,
+            exposure_seen: None,
             host_key_alert: None,
             report: None,
             situations: Situations::default(),
@@ -342,10 +345,7 @@ impl Agent {
             };
             durations.took("endpoint", start);
         }
-        let start = Instant::now();
-        let (gate, links) = (&self.seen.gate, &self.settings.links);
-        self.seen.exposure = exposure::look(gate, &self.seen.conflicts, links, false).await;
-        durations.took("exposure", start);
+        self.look_at_exposure().await;
         self.publish();
         self.tend_enrolment();
     }

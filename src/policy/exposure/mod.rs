@@ -307,6 +307,14 @@ fn dropped_by(grant: &Grant, conflicts: &[Conflict], to_this_host: bool) -> Opti
 }
 
 impl Exposure {
+    /// Whether something else is told than before: clients' sockets come and go, and are not.
+    pub fn is_news_after(&self, before: &Self) -> bool {
+        self.listeners != before.listeners
+            || self.unserved != before.unserved
+            || self.internal_interfaces != before.internal_interfaces
+            || self.not_looked_into != before.not_looked_into
+    }
+
     /// Listeners that somebody outside gets at.
     pub fn reachable(&self) -> impl Iterator<Item = &Listener> {
         self.listeners.iter().filter(|listener| listener.is_reachable())
