@@ -70,6 +70,11 @@ bench: need-root setup deb ## The gate beside nft, iptables, ufw and firewalld, 
 	cargo bench --locked --bench keys
 	cargo bench --locked --bench endpoint
 
+.PHONY: faults
+faults: need-root setup deb ## The daemon killed at every system call, failing files, damaged state, storms on an instance; needs root, 10 minutes
+	FAULTS=all cargo test --locked --test faults -- --nocapture --test-threads=1
+	cargo test --locked --test instances -- --nocapture --test-threads=1 fault
+
 .PHONY: schema
 schema: ## Write docs/schema anew from the types
 	UPDATE_SCHEMA=1 cargo test --locked -p portcullis-protocol shipped_schemas_are_current
