@@ -18,7 +18,7 @@ use crate::bench::Bench;
 enum Damage {
     /// A bit in the middle is another.
     Flipped,
-    /// Half of it is there.
+    /// A third of it is there.
     Truncated,
     Empty,
     /// A folder stands in its place.
@@ -47,7 +47,7 @@ impl Damage {
                 bytes[middle] ^= 0x80;
                 fs::write(path, bytes).unwrap();
             }
-            Truncated => fs::write(path, &bytes[..bytes.len() / 2]).unwrap(),
+            Truncated => fs::write(path, &bytes[..bytes.len() / 3]).unwrap(),
             Empty => fs::write(path, "").unwrap(),
             Folder => fs::create_dir(path).unwrap(),
             Endless => symlink("/dev/zero", path).unwrap(),

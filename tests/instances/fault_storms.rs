@@ -85,7 +85,7 @@ fn kill_fronts(lab: &Lab, machine: &Machine) -> [usize; 2] {
             machine.ok(&format!(
                 "for i in $(seq {KILLS}); do
                     until pid=$(systemctl show -P MainPID portcullis-front); [ \"$pid\" != 0 ]; do sleep 0.05; done
-                    kill -9 $pid; sleep 0.2
+                    kill -9 $pid; sleep 2
                 done; rm /run/storm"
             ))
         });
