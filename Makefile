@@ -71,7 +71,7 @@ bench: need-root setup deb ## The gate beside nft, iptables, ufw and firewalld, 
 	cargo bench --locked --bench endpoint
 
 .PHONY: faults
-faults: need-root setup deb ## The daemon killed at every system call, failing files, damaged state, storms on an instance; needs root, 10 minutes
+faults: need-root setup deb ## The daemon killed at every system call, failing files, damaged state, storms on an instance; needs root, an hour
 	FAULTS=all cargo test --locked --test faults -- --nocapture --test-threads=1
 	cargo test --locked --test instances -- --nocapture --test-threads=1 fault
 

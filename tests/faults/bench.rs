@@ -184,8 +184,9 @@ impl Bench {
 
     /// It was killed while it was traced: who traced it, in this process too, has waited for its end.
     pub fn was_killed(&mut self) {
-        let killed = self.child.take().unwrap();
+        let mut killed = self.child.take().unwrap();
         assert!(!Path::new(&format!("/proc/{}", killed.id())).exists());
+        assert!(killed.wait().is_err(), "nobody has waited for it");
     }
 
     /// The spec that is accepted, on disk.
