@@ -108,6 +108,10 @@ dependencies: release ## Measure anew what each dependency costs, into docs/depe
 .PHONY: reproducible
 reproducible: ## Builds the package twice from the last commit, in two folders, and compares the bits; 15 minutes
 	packaging/reproducible
+.PHONY: faults
+faults: need-root setup deb ## The daemon killed at every system call, failing files, damaged state, storms on an instance; needs root, an hour
+	FAULTS=all cargo test --locked --test faults -- --nocapture --test-threads=1
+	cargo test --locked --test instances -- --nocapture --test-threads=1 fault
 
 .PHONY: schema
 schema: ## Write docs/schema anew from the types

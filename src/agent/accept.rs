@@ -123,11 +123,7 @@ impl Agent {
         }
         let spec = Arc::new(spec);
         let trial = terms.confirm.map(|time| Trial::of(spec.clone(), time));
-        let saved = match &trial {
-            Some(trial) => self.store.save_trial(trial),
-            None => self.store.save_spec(&spec),
-        };
-        saved.map_err(StateError::refused)?;
+        self.save(&spec, trial.as_ref())?;
         let gate = self.guard.enforce(Some(spec.clone())).await;
         if let Err(reason) = &gate.applied {
             let reason = reason.clone();
@@ -163,6 +159,21 @@ impl Agent {
         self.tell_front();
         self.reconcile(&[Scope::KeyFiles, Scope::Endpoint].into()).await;
         Ok(true)
+    }
+
+    /// Makes a spec durable, or leaves what was.
+    fn save(&self, spec: &Spec, trial: Option<&Trial>) -> Result<(), Refused> {
+        let saved = match trial {
+            Some(trial) => self.store.save_trial(trial),
+            None => self.store.save_spec(spec),
+        };
+        saved.map_err(|error| {
+            let taken_back = match trial {
+                Some(_) => self.store.forget_trial(),
+                None => self.store.take_back(spec, self.spec.as_deref()),
+            };
+            not_saved(error, taken_back)
+        })
     }
 
     /// Refuses a change by a caller who knows another spec than the accepted one.
@@ -250,7 +261,10 @@ impl Agent {
                           connect anew and confirm there";
             return Err((Refusal::Superseded, reason.to_owned()));
         }
-        self.store.save_spec(&trial.spec).map_err(StateError::refused)?;
+        self.store.save_spec(&trial.spec).map_err(|error| {
+            let before = self.before_trial.as_deref();
+            not_saved(error, self.store.take_back(&trial.spec, before))
+        })?;
         // A trial of a generation that is accepted is over, should it stay on disk.
         let _ = self.store.forget_trial();
         (self.trial, self.before_trial) = (None, None);
@@ -328,6 +342,18 @@ fn warn_if_readable(path: &Path) {
             FILE = file,
             "{file} has mode {mode:o}: others can read the token in it"
         );
+    }
+}
+
+/// What could not be saved is refused. If it can't be taken back either, the next start may find it.
+fn not_saved(error: StateError, taken_back: Result<(), StateError>) -> Refused {
+    let (kind, reason) = error.refused();
+    match taken_back {
+        Ok(()) => (kind, reason),
+        Err(error) => (
+            kind,
+            format!("{reason}; the disk may hold it all the same: {error}"),
+        ),
     }
 }
 

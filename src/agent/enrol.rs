@@ -49,15 +49,30 @@ pub(super) struct Enrolment {
     renew_at: Option<Instant>,
 }
 
+/// The request that an earlier process made.
+fn pending(store: &Store) -> Result<Option<EnrolmentRequest>, String> {
+    let bytes = store
+        .read(&store.path(PENDING_FILE), MAX_BYTES)
+        .map_err(|e| e.to_string())?;
+    let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+    parsed.map_err(|e| format!("{PENDING_FILE}: {e}"))
+}
+
 impl Enrolment {
     /// What an earlier process asked, and the certificate that it got.
     pub(super) fn load(store: &Store, identity: &TlsIdentity, spec: Option<&Spec>) -> Self {
         for begins in beginnings(spec.and_then(Spec::client_ca).unwrap_or_default()) {
             identity.clock().not_before(begins);
         }
-        let read = store.read(&store.path(PENDING_FILE), MAX_BYTES).ok().flatten();
         // One that can't be read is made anew: then the control plane wants a new token, if it had answered.
-        let request = read.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let request = pending(store).unwrap_or_else(|reason| {
+            warn!(
+                MESSAGE_ID = id::DEGRADED,
+                REASON = reason,
+                "the request that was sent is lost, another is made: {reason}"
+            );
+            None
+        });
         let certified = spec.and_then(|spec| identity.certified(spec.instance.id.as_str()));
         let renew_in = certified.map(|certified| certified.renewal_in(identity.clock().now()));
         Self {

@@ -1,7 +1,8 @@
 //! The daemon's loop: wait for an event, find out what it concerns, reconcile that.
 //!
 //! Nothing is polled. The timers are the watchdog's, the next key's expiry, the certificate's renewal, the
-//! next start of an sshd that fails, and, while there is no D-Bus, the next try to reach it.
+//! next start of an sshd that fails, the next try to put keys in place that could not be, and, while there is no
+//! D-Bus, the next try to reach it.
 //! May not live here: what reconciling does.
 
 use std::collections::BTreeSet;

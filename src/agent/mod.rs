@@ -72,6 +72,8 @@ use state::{Store, Trial};
 /// Penalties that sshd acts on last 15 s at least, and a probe costs 5 s (sshd_config(5),
 /// `PerSourcePenalties`): after this, one more is answered.
 const PENALTY_TIME: Duration = Duration::from_secs(20);
+/// From a second, the pause before keys are tried again doubles as often: to a quarter of an hour.
+const MOST_DOUBLED: u32 = 10;
 
 /// What has to be looked at again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -142,6 +144,8 @@ pub struct Agent {
     enrolment: Enrolment,
     /// When logins are looked at again without an event: sshd may answer this host again then.
     next_try: Option<tokio::time::Instant>,
+    /// Looks in a row that found a key not put in place.
+    key_failures: u32,
     audit: audit::log::Log,
     metrics: Metrics,
 }
@@ -185,6 +189,9 @@ impl Agent {
         let access = Access::new(settings.access.clone(), &store);
         let removed_keys = RemovedKeys::load(&store, settings.end_sessions);
         known_time::recall(&store, identity.clock());
+        if let Err(error) = store.revoked() {
+            warn!(MESSAGE_ID = id::DEGRADED, %error, "which keys were revoked is not known: only the spec brings keys");
+        }
         let enrolment = Enrolment::load(&store, &identity, spec.as_deref());
         let identity = Arc::new(identity);
         let outbox = Outbox::start(
@@ -230,6 +237,7 @@ impl Agent {
             tokens,
             enrolment,
             next_try: None,
+            key_failures: 0,
             audit,
             metrics,
         };
@@ -321,7 +329,8 @@ impl Agent {
             let units = self.seen.sshd.units.as_deref().unwrap_or_default();
             let runs = units.iter().any(|unit| unit.active_state == "active");
             let again = self.seen.sshd.penalised().is_some() || self.configured.is_unproven() && runs;
-            self.next_try = again.then(|| tokio::time::Instant::now() + PENALTY_TIME);
+            let pause = again.then_some(PENALTY_TIME).or(self.key_pause());
+            self.next_try = pause.map(|pause| tokio::time::Instant::now() + pause);
             self.note_revoked_keys();
             self.look_at_host_keys();
             durations.took("logins", start);
@@ -348,6 +357,18 @@ impl Agent {
         self.look_at_exposure().await;
         self.publish();
         self.tend_enrolment();
+    }
+
+    /// When keys that could not be put in place are tried again: nobody tells that a full disk has room. Ever more
+    /// rarely, since most reasons want a hand, and that is an event.
+    fn key_pause(&mut self) -> Option<Duration> {
+        if self.seen.keys.iter().all(|key| key.installed.is_ok()) {
+            self.key_failures = 0;
+            return None;
+        }
+        let pause = Duration::from_secs(1 << self.key_failures.min(MOST_DOUBLED));
+        self.key_failures += 1;
+        Some(pause)
     }
 
     /// systemd tells of every job of every unit. Only a state that differs is worth a login probe.

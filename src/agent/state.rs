@@ -16,7 +16,9 @@ use portcullis_protocol::spec::MAX_SPEC_BYTES;
 use portcullis_protocol::{Spec, UserName};
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
+use crate::log::id;
 use crate::system::{clock, files};
 
 const SPEC_FILE: &str = "spec.json";
@@ -154,7 +156,7 @@ impl Store {
     /// Makes this the accepted spec, durably.
     ///
     /// # Errors
-    /// When it can't be written; the old one then stands.
+    /// When it can't be written; the old one then stands, or is to be put back with [`Self::take_back`].
     pub fn save_spec(&self, spec: &Spec) -> Result<(), StateError> {
         self.write(SPEC_FILE, &spec.to_json())
     }
@@ -168,6 +170,17 @@ impl Store {
         match spec {
             Some(spec) => self.save_spec(spec),
             None => fs::remove_file(&path).map_err(|error| StateError::Io { path, error }),
+        }
+    }
+
+    /// Takes a spec back that could not be saved: it may be in place, and only its durability failed.
+    ///
+    /// # Errors
+    /// When it is there, and the old one can't be written.
+    pub fn take_back(&self, new: &Spec, old: Option<&Spec>) -> Result<(), StateError> {
+        match self.spec() {
+            Ok(Some(found)) if found == *new => self.restore_spec(old),
+            _ => Ok(()),
         }
     }
 
@@ -216,12 +229,18 @@ impl Store {
     /// those who stay.
     pub fn users(&self) -> BTreeSet<UserName> {
         let path = self.folder.join(USERS_FILE);
-        let bytes = self
-            .read(&path, MAX_LIST_BYTES)
-            .ok()
-            .flatten()
-            .unwrap_or_default();
-        serde_json::from_slice(&bytes).unwrap_or_default()
+        let read = self.read(&path, MAX_LIST_BYTES).and_then(|bytes| {
+            let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+            parsed.map_err(|error| StateError::Damaged {
+                path,
+                reason: error.to_string(),
+            })
+        });
+        let users = read.unwrap_or_else(|error| {
+            warn!(MESSAGE_ID = id::DEGRADED, %error, "who had keys of ours before is not known: see `portcullis keys audit`");
+            None
+        });
+        users.unwrap_or_default()
     }
 
     /// Remembers them, durably.
@@ -304,6 +323,25 @@ mod tests {
             fs::write(folder.path().join("state/spec.json"), damage).unwrap();
             let error = store.spec().unwrap_err().to_string();
             assert!(error.contains("spec.json: damaged"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_saved_is_taken_back_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let bytes = include_bytes!("../../crates/portcullis-protocol/tests/spec-v1.json");
+        let old = Spec::from_json(bytes).unwrap();
+        let mut new = old.clone();
+        new.generation = new.generation.next();
+        for (on_disk, held, after) in [
+            (&new, Some(&old), Some(&old)),
+            (&new, None, None),
+            (&old, Some(&old), Some(&old)),
+        ] {
+            store.save_spec(on_disk).unwrap();
+            store.take_back(&new, held).unwrap();
+            assert_eq!(store.spec().unwrap().as_ref(), after);
         }
     }
 

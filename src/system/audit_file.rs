@@ -9,6 +9,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::files;
+
 /// The newest file's name.
 pub const NEWEST: &str = "audit.log";
 /// The head's name.
@@ -57,7 +59,7 @@ pub fn names(folder: &Path) -> io::Result<Vec<String>> {
 /// # Errors
 /// As open(2) and read(2).
 pub fn head(folder: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = match File::open(folder.join(HEAD)) {
+    let file = match files::open(&folder.join(HEAD), OpenOptions::new().read(true)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
@@ -72,7 +74,7 @@ pub fn head(folder: &Path) -> io::Result<Option<Vec<u8>>> {
 /// As open(2) and read(2), and `FileTooLarge` over `limit`.
 pub fn read(folder: &Path, name: &str, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let file = File::open(folder.join(name))?;
+    let file = files::open(&folder.join(name), OpenOptions::new().read(true))?;
     file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         let reason = format!("larger than {limit} bytes");
@@ -86,7 +88,7 @@ pub fn read(folder: &Path, name: &str, limit: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As open(2) and read(2).
 pub fn tail(folder: &Path, name: &str, most: u64) -> io::Result<Vec<u8>> {
-    let mut file = File::open(folder.join(name))?;
+    let mut file = files::open(&folder.join(name), OpenOptions::new().read(true))?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
     let mut bytes = Vec::new();
@@ -113,17 +115,15 @@ impl Newest {
     pub fn open(folder: &Path, unfinished: u64) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let path = folder.join(NEWEST);
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)?;
-        let head = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(folder.join(HEAD))?;
+        let mut options = OpenOptions::new();
+        let file = files::open(&path, options.append(true).create(true).mode(0o600))?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let head = files::open(&folder.join(HEAD), &mut options)?;
+        if head.metadata()?.len() > MAX_HEAD {
+            // None of ours, and what stands behind ours would make it unreadable for good.
+            head.set_len(0)?;
+        }
         let found = file.metadata()?;
         let length = found.len().saturating_sub(unfinished);
         if unfinished > 0 {

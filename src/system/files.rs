@@ -12,9 +12,12 @@ use std::path::Path;
 /// at any moment, sees the old content or the new one, whole.
 ///
 /// # Errors
-/// As open(2), write(2), fsync(2) and rename(2); the old content then stands.
+/// As open(2), write(2), fsync(2) and rename(2); the old content then stands. Only if the very last step fails, the
+/// folder's fsync(2), the new content is there, and power lost now may bring back the old one.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
+    // Before anything is changed: it may be that no file can be opened.
+    let open_folder = File::open(folder)?;
     // Hidden: a folder's reader that takes files by their name does not take this one.
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -26,7 +29,19 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written?;
-    File::open(folder)?.sync_all()
+    open_folder.sync_all()
+}
+
+/// Opens a file that must be one. A named pipe would hold up the caller for ever, and a device has no end.
+///
+/// # Errors
+/// As open(2), and when it is something else than a file.
+pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("is not a file")),
+    }
 }
 
 /// Removes a file, durably; one that is not there is no error.
@@ -60,10 +75,10 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 /// Reads a file, up to `limit` bytes; `None` if there is none.
 ///
 /// # Errors
-/// As open(2) and read(2), and `FileTooLarge` over the limit.
+/// As open(2) and read(2), `FileTooLarge` over the limit, and when it is something else than a file.
 pub fn read(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
     use std::io::Read;
-    let file = match File::open(path) {
+    let file = match open(path, OpenOptions::new().read(true)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -105,5 +120,18 @@ mod tests {
         fs::create_dir(folder.path().join(".spec.json.new")).unwrap();
         assert!(replace(&path, b"new", 0o600).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn what_is_no_file_is_an_error_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let device = folder.path().join("device");
+        std::os::unix::fs::symlink("/dev/zero", &device).unwrap();
+        for path in [pipe.as_path(), &device, folder.path()] {
+            let error = read(path, 9).unwrap_err().to_string();
+            assert_eq!(error, "is not a file", "{}", path.display());
+        }
     }
 }

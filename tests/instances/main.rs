@@ -32,6 +32,7 @@ mod endpoint;
 mod enrol;
 mod example;
 mod exposure;
+mod fault_storms;
 mod faults;
 mod first_contact;
 mod front;
