@@ -108,6 +108,7 @@ dependencies: release ## Measure anew what each dependency costs, into docs/depe
 .PHONY: reproducible
 reproducible: ## Builds the package twice from the last commit, in two folders, and compares the bits; 15 minutes
 	packaging/reproducible
+
 .PHONY: faults
 faults: need-root setup deb ## The daemon killed at every system call, failing files, damaged state, storms on an instance; needs root, an hour
 	FAULTS=all cargo test --locked --test faults -- --nocapture --test-threads=1
