@@ -26,6 +26,7 @@ use crate::log::id;
 use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, Observed};
 use crate::policy::storage::Storage;
+use crate::system::alarm::Alarm;
 use crate::system::systemd;
 use crate::system::watch::{Topic, Watch};
 
@@ -143,6 +144,7 @@ struct Sources {
     front: watch::Receiver<FrontState>,
     deliveries: watch::Receiver<PushState>,
     watchdog: Option<Duration>,
+    alarm: Alarm,
     last_watchdog: Instant,
 }
 
@@ -200,6 +202,7 @@ impl Sources {
             front: agent.front().subscribe(),
             deliveries: agent.outbox().state(),
             watchdog,
+            alarm: Alarm::new(),
             last_watchdog: Instant::now(),
         })
     }
@@ -297,7 +300,7 @@ impl Sources {
                 Event::Look([Scope::Units].into())
             }
             () = until(expiry) => Event::Look([Scope::KeyFiles].into()),
-            () = until(watchdog) => Event::Alive,
+            () = self.alarm.until(watchdog) => Event::Alive,
         };
         self.last_watchdog = Instant::now();
         event

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod addresses;
+pub mod alarm;
 pub mod archive;
 pub mod as_user;
 pub mod audit_file;

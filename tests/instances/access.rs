@@ -200,7 +200,7 @@ impl Connection {
 impl Connection {
     /// There is nothing after the last answer.
     #[track_caller]
-    fn hangs_up(&mut self) {
+    pub fn hangs_up(&mut self) {
         let mut rest = String::new();
         self.answers.read_to_string(&mut rest).unwrap();
         assert!(!rest.contains("HTTP/1.1"), "{rest}");
