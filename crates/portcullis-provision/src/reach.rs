@@ -184,11 +184,12 @@ pub fn listen_inside(instance: &Instance, ports: &[(Transport, u16)]) -> Result<
     instance.exec_ok(&command).map(drop)
 }
 
-/// A TCP listener of this process, inside a namespace, that accepts and closes until dropped.
+/// A TCP listener of this process, inside a namespace, that accepts and closes until dropped. Then the port is free.
 pub struct Listener {
     address: SocketAddr,
     namespace: PathBuf,
     stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Listener {
@@ -206,15 +207,17 @@ impl Listener {
         );
         let stop = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
         let stopped = std::sync::Arc::clone(&stop);
-        std::thread::spawn(
-            move || {
-                while listener.accept().is_ok() && !stopped.load(Ordering::Relaxed) {}
-            },
-        );
+        let thread =
+            std::thread::spawn(
+                move || {
+                    while listener.accept().is_ok() && !stopped.load(Ordering::Relaxed) {}
+                },
+            );
         Ok(Self {
             address,
             namespace,
             stop,
+            thread: Some(thread),
         })
     }
 }
@@ -223,9 +226,13 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
         // Wakes the thread up; should it fail, the thread ends with the process.
-        let _ = in_namespace(&self.namespace, || {
+        let woken = in_namespace(&self.namespace, || {
             TcpStream::connect_timeout(&self.address, ANSWER_TIME)
         });
+        if let (Ok(Ok(_)), Some(thread)) = (woken, self.thread.take()) {
+            // It has nothing to say.
+            let _ = thread.join();
+        }
     }
 }
 
