@@ -37,7 +37,11 @@ pub fn run(site: &Site) {
             server.name().to_owned(),
             idle[at].processes.to_string(),
             kib(idle[at].pss_kib),
-            (idle[at].wakes - before[at].wakes).to_string(),
+            // A thread takes its count with it.
+            idle[at]
+                .wakes
+                .checked_sub(before[at].wakes)
+                .map_or("a thread ended".to_owned(), |wakes| wakes.to_string()),
             format!("{served} of {CONNECTIONS}"),
             kib(held),
             format!("{more:.1} KiB"),
