@@ -20,6 +20,7 @@ mod api;
 mod api_commands;
 mod api_refusals;
 mod audit;
+mod audit_forgery;
 mod boot;
 mod bug_report;
 mod changes;
