@@ -106,7 +106,7 @@ dependencies: release ## Measure anew what each dependency costs, into docs/depe
 	$(TARGET)/release/xtask costs $(TARGET)/symbols/release/portcullis docs/dependencies.md
 
 .PHONY: reproducible
-reproducible: ## Builds the package twice from the last commit, in two folders, and compares the bits; 15 minutes
+reproducible: ## Builds the package twice from the last commit, in two folders, and compares the bits; 10 minutes
 	packaging/reproducible
 
 .PHONY: faults
