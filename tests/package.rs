@@ -157,8 +157,8 @@ fn billed(bill: &Value) -> BTreeSet<String> {
     named.collect()
 }
 
-/// `NAME-VERSION` of each package that Cargo resolves for the agent, with these kinds of dependencies.
-fn resolved(kinds: &str) -> BTreeSet<String> {
+/// What Cargo resolves for the agent, a package a line.
+fn tree(options: &[&str]) -> String {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(root()).args([
         "tree",
@@ -168,8 +168,15 @@ fn resolved(kinds: &str) -> BTreeSet<String> {
         "none",
         "-p",
         "portcullis",
+        "--format",
+        "{p}",
     ]);
-    let tree = said(cargo.args(["--format", "{p}", "-e", kinds]));
+    said(cargo.args(options))
+}
+
+/// `NAME-VERSION` of each package that Cargo resolves for the agent, with these kinds of dependencies.
+fn resolved(kinds: &str) -> BTreeSet<String> {
+    let tree = tree(&["-e", kinds]);
     let packages = tree.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         Some(format!("{}-{}", words.next()?, words.next()?.strip_prefix('v')?))
@@ -329,17 +336,7 @@ fn debian_takes_the_package() {
 
 /// Keys of `[dependencies]` in the root manifest, which `cargo metadata` tells in its own words.
 fn direct_dependencies() -> BTreeSet<String> {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root()).args([
-        "tree",
-        "--locked",
-        "--offline",
-        "--prefix",
-        "none",
-        "-p",
-        "portcullis",
-    ]);
-    let tree = said(cargo.args(["--depth", "1", "--format", "{p}", "-e", "normal"]));
+    let tree = tree(&["--depth", "1", "-e", "normal"]);
     let names = tree.lines().skip(1).filter_map(|line| line.split(' ').next());
     names
         .filter(|name| !name.is_empty() && !name.starts_with("portcullis"))

@@ -16,6 +16,7 @@ use crate::policy::exposure::{Exposure, Inputs, judge};
 use crate::policy::links::{Link, LinkSettings};
 use crate::policy::observation::{Gate, Observed};
 use crate::policy::ruleset::Ruleset;
+use crate::system::as_user::off_thread;
 use crate::system::listeners::Found;
 use crate::system::{addresses, links, listeners, socket_owners, socket_units};
 
@@ -73,17 +74,15 @@ pub async fn look(
 ) -> Observed<Exposure> {
     let others = others.clone();
     let others = others.map_err(|reason| format!("other tables can't be read: {reason}"))?;
-    let mut seen = apart(move || read(programs)).await?;
+    let mut seen = off_thread(move || read(programs))
+        .await
+        .map_err(|e| e.to_string())??;
     let unread = name_units(&mut seen.found).await;
     let (gate, settings) = (gate.clone(), settings.clone());
-    let mut exposure = apart(move || judged(&seen, &gate, &others, &settings)).await?;
+    let exposure = off_thread(move || judged(&seen, &gate, &others, &settings)).await;
+    let mut exposure = exposure.map_err(|e| e.to_string())??;
     exposure.not_looked_into.extend(unread);
     Ok(exposure)
-}
-
-async fn apart<T: Send + 'static>(work: impl FnOnce() -> Observed<T> + Send + 'static) -> Observed<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| error.to_string())?
 }
 
 fn read(programs: bool) -> Observed<Seen> {

@@ -6,25 +6,11 @@
 
 use zbus::Connection;
 
-use super::systemd::answered;
+use super::systemd::{UnitRow, answered};
 use crate::policy::observation::Observed;
 
 /// How many socket units are asked.
 const MAX_UNITS: usize = 200;
-
-/// The first seven of a row of `ListUnitsByPatterns`, and the job's three.
-type UnitRow = (
-    String,
-    String,
-    String,
-    String,
-    String,
-    String,
-    zbus::OwnedObjectPath,
-    u32,
-    String,
-    zbus::OwnedObjectPath,
-);
 
 #[zbus::proxy(
     interface = "org.freedesktop.systemd1.Manager",

@@ -40,7 +40,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A row of `ListUnitsByPatterns`: name, description, load state, active state, sub state, followed unit,
 /// path, job number, job type, job path.
-type UnitRow = (
+pub(super) type UnitRow = (
     String,
     String,
     String,
