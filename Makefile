@@ -74,12 +74,19 @@ rpm: assets $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM) ## target/generate
 demo: need-root setup deb ## Launch, prove, change and end throw-away local instances on this machine; needs root
 	$(TARGET)/release/portcullisctl demo --deb $(DEB) --state-dir $(TARGET)/local
 
+# Chapters of docs/benchmarks.md, in the order in which they are measured.
+BENCH = gate keys endpoint boot
+
 .PHONY: bench
-bench: need-root setup deb ## The gate beside nft, iptables, ufw and firewalld, keys beside scripts and cloud-init, the endpoint beside nginx; needs root, 10 minutes
+bench: need-root setup deb ## Measure beside ufw, firewalld, nft, cloud-init, google-guest-agent and nginx, and write docs/benchmarks.md; needs root, 25 minutes
 	packaging/setup bench
-	cargo bench --locked --bench gate
-	cargo bench --locked --bench keys
-	cargo bench --locked --bench endpoint
+	cargo bench --locked --no-run
+	for name in $(BENCH); do cargo bench --locked --bench $$name -- --save || exit; done
+	$(MAKE) figures
+
+.PHONY: figures
+figures: ## Write docs/benchmarks.md and its plots from the figures that are kept there
+	cargo run --locked -p xtask -- figures docs/benchmarks
 
 # Licences, banned crates, sources and crates in two versions (deny.toml), for the platforms that are named there.
 METADATA = cargo metadata --locked --format-version 1 --all-features \

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
+use portcullis_figures::{Better, Cell, Column, Plot, Table, Unit};
 use portcullis_provision::local::in_namespace;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
@@ -15,7 +16,6 @@ use socket2::{Domain, Socket, Type};
 
 use crate::common::anybody::Anybody;
 use crate::servers::{Server, Site};
-use crate::stats;
 
 const CONNECTIONS: usize = 1000;
 /// How long a connection may wait for an answer before it is not served.
@@ -23,44 +23,56 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long nothing is asked of them.
 const IDLE: Duration = Duration::from_secs(20);
 
-pub fn run(site: &Site) {
+pub fn run(site: &Site) -> Table {
     // What the questions at the start needed is given back first.
     sleep(Duration::from_secs(2));
     let before = Server::ALL.map(|server| site.usage(server));
     sleep(IDLE);
     let idle = Server::ALL.map(|server| site.usage(server));
-    let rows = Server::ALL.iter().enumerate().map(|(at, server)| {
-        let (held, served) = with_connections(site, *server);
-        let kib = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
+    let kib = |kib: u64| Cell::one(kib as f64 * 1024.0);
+    let cells = |at: usize| {
+        let (held, served) = with_connections(site, Server::ALL[at]);
         let more = held.saturating_sub(idle[at].pss_kib) as f64 / served.max(1) as f64;
+        // A thread takes its count with it.
+        let wakes = idle[at].wakes.checked_sub(before[at].wakes);
         vec![
-            server.name().to_owned(),
-            idle[at].processes.to_string(),
             kib(idle[at].pss_kib),
-            // A thread takes its count with it.
-            idle[at]
-                .wakes
-                .checked_sub(before[at].wakes)
-                .map_or("a thread ended".to_owned(), |wakes| wakes.to_string()),
-            format!("{served} of {CONNECTIONS}"),
             kib(held),
-            format!("{more:.1} KiB"),
+            Cell::one(more * 1024.0),
+            Cell::one(idle[at].processes as f64),
+            wakes
+                .map(|wakes| Cell::one(wakes as f64))
+                .ok_or("a thread ended".to_owned())
+                .into(),
+            Cell::one(served as f64),
         ]
-    });
-    let title = format!(
-        "Memory (PSS), idle and with {CONNECTIONS} connections; wake-ups in {} s of idleness",
-        IDLE.as_secs()
-    );
-    let header = [
-        "",
-        "processes",
-        "idle",
-        "wake-ups",
-        "answered",
-        "with them",
-        "each",
-    ];
-    stats::print(&title, &header, rows.collect());
+    };
+    Table {
+        title: "Memory (PSS, all processes)".to_owned(),
+        method: format!(
+            "What is idle was not busy before. Then {CONNECTIONS} connections that stay, from 250 addresses, with one request on \
+             each. Wake-ups are voluntary switches in {} s in which nobody asks; portcullis' daemon looks after the \
+             instance meanwhile.",
+            IDLE.as_secs()
+        ),
+        columns: vec![
+            Column::of("idle", Unit::Bytes, Better::Less),
+            Column::of(
+                format!("with {CONNECTIONS} connections"),
+                Unit::Bytes,
+                Better::Less,
+            ),
+            Column::of("a connection", Unit::Bytes, Better::Less),
+            Column::of("processes", Unit::Count, Better::Neither),
+            Column::of("wake-ups when idle", Unit::Count, Better::Less),
+            Column::of("connections answered", Unit::Count, Better::More),
+        ],
+        rows: Server::rows((0..Server::ALL.len()).map(cells)),
+        plot: Plot::Bars {
+            columns: vec![0, 1],
+            logarithmic: false,
+        },
+    }
 }
 
 /// Opens connections, asks once on each, and keeps them: the server's memory then, and how many it answered.

@@ -5,9 +5,10 @@
 use std::fs;
 use std::time::Duration;
 
+use portcullis_figures::{Better, Cell, Column, Plot, Samples, Table, Unit};
+
 use crate::lab::Run;
 use crate::servers::{Server, Site};
-use crate::stats::{self, Samples, time, times};
 
 const ROUNDS: usize = 3;
 /// Seconds of each.
@@ -22,17 +23,19 @@ struct Load {
     cpu: Vec<Duration>,
 }
 
-pub fn run(site: &Site) {
-    let title = "Requests a second: TLS 1.3, 32 connections that stay, one thread asks";
-    table(site, title, &["-c32"]);
+pub fn run(site: &Site) -> Table {
+    let title = "Requests a second";
+    let method = "wrk: 32 connections that stay, one thread asks.";
+    table(site, title, method, &["-c32"])
 }
 
-pub fn handshakes(site: &Site) {
-    let title = "Handshakes a second: one request on each connection, 16 at once, none resumed";
-    table(site, title, &["-c16", "-HConnection: close"]);
+pub fn handshakes(site: &Site) -> Table {
+    let title = "Handshakes a second";
+    let method = "wrk: one request on each connection, 16 at once, none resumed.";
+    table(site, title, method, &["-c16", "-HConnection: close"])
 }
 
-fn table(site: &Site, title: &str, options: &[&str]) {
+fn table(site: &Site, title: &str, method: &str, options: &[&str]) -> Table {
     let mut loads = Server::ALL.map(|_| Load {
         each: Vec::new(),
         cpu: Vec::new(),
@@ -47,25 +50,23 @@ fn table(site: &Site, title: &str, options: &[&str]) {
             load.cpu.push(cpu.div_f64(count));
         }
     }
-    let loads = loads.map(|load| (Samples::new(load.each), Samples::new(load.cpu)));
-    let [_, nginx, _] = &loads;
-    let rate = |duration: Duration| format!("{:.0}", 1.0 / duration.as_secs_f64());
-    let rows = Server::ALL.iter().zip(&loads).map(|(server, (each, cpu))| {
-        vec![
-            server.name().to_owned(),
-            format!(
-                "{} ({} to {})",
-                rate(each.median()),
-                rate(each.max()),
-                rate(each.quantile(0.0))
-            ),
-            times(1.0 / each.ratio(&nginx.0)),
-            time(cpu.median()),
-            times(cpu.ratio(&nginx.1)),
-        ]
+    let cells = loads.map(|load| {
+        let rates = load.each.iter().map(|each| 1.0 / each.as_secs_f64());
+        vec![Cell::many(rates), Samples::new(load.cpu).into()]
     });
-    let header = ["", "a second", "of nginx's", "CPU time for one", "of nginx's"];
-    stats::print(title, &header, rows.collect());
+    Table {
+        title: title.to_owned(),
+        method: method.to_owned(),
+        columns: vec![
+            Column::of("a second", Unit::PerSecond, Better::More),
+            Column::time("CPU time for one"),
+        ],
+        rows: Server::rows(cells),
+        plot: Plot::Bars {
+            columns: vec![0],
+            logarithmic: false,
+        },
+    }
 }
 
 /// How many answers there were.
@@ -87,30 +88,25 @@ fn wrk(site: &Site, server: Server, options: &[&str]) -> f64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-pub fn latency(site: &Site) {
+pub fn latency(site: &Site) -> Table {
     let mut taken = Server::ALL.map(|_| Vec::new());
     for _ in 0..2 {
         for (server, taken) in Server::ALL.into_iter().zip(&mut taken) {
             taken.extend(h2load(site, server));
         }
     }
-    let taken = taken.map(Samples::new);
-    let [_, nginx, _] = &taken;
-    let p99 = |samples: &Samples| samples.quantile(0.99);
-    let rows = Server::ALL.iter().zip(&taken).map(|(server, taken)| {
-        vec![
-            server.name().to_owned(),
-            time(taken.median()),
-            time(p99(taken)),
-            times(p99(taken).as_secs_f64() / p99(nginx).as_secs_f64()),
-            time(taken.max()),
-            taken.len().to_string(),
-        ]
+    let cells = taken.map(|taken| {
+        let taken = Samples::new(taken);
+        let p99 = Cell::one(taken.quantile(0.99).as_secs_f64());
+        vec![taken.into(), p99]
     });
-    let title =
-        format!("Time for a request at {RATE} a second, sent by the clock, {CLIENTS} connections that stay");
-    let header = ["", "median", "p99", "of nginx's", "longest", "requests"];
-    stats::print(&title, &header, rows.collect());
+    Table {
+        title: format!("How long a request takes at {RATE} a second"),
+        method: format!("h2load: sent by the clock, {CLIENTS} connections that stay."),
+        columns: vec![Column::time("median"), Column::time("99th percentile")],
+        rows: Server::rows(cells),
+        plot: Plot::None,
+    }
 }
 
 /// How long each request took.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use portcullis_figures::{Cell, Row};
 use portcullis_provision::local::AGENT_PORT;
 
-use crate::benches::load;
 use crate::lab::{Lab, Machine, Run, SOON, eventually, inside};
 
 const NGINX_PORT: u16 = 8443;
@@ -29,10 +29,19 @@ impl Server {
 
     pub fn name(self) -> &'static str {
         match self {
-            Self::Portcullis => "portcullis, `/readyz`",
-            Self::Nginx => "nginx, a file of 2 bytes",
-            Self::Exporter => "prometheus-node-exporter, `/`",
+            Self::Portcullis => "portcullis",
+            Self::Nginx => "nginx",
+            Self::Exporter => "prometheus-node-exporter",
         }
+    }
+
+    /// A row for each.
+    pub fn rows(cells: impl IntoIterator<Item = Vec<Cell>>) -> Vec<Row> {
+        let row = |(server, cells): (&Self, _)| match server {
+            Self::Portcullis => Row::ours(server.name(), cells),
+            Self::Nginx | Self::Exporter => Row::theirs(server.name(), cells),
+        };
+        Self::ALL.iter().zip(cells).map(row).collect()
     }
 
     pub fn path(self) -> &'static str {
@@ -130,32 +139,29 @@ impl Site {
         self.folder.join(name)
     }
 
-    pub fn facts(&self) -> String {
-        let version = |program: &str, option: &str| {
+    /// What it is compared with, and who asks.
+    pub fn versions(&self) -> Vec<String> {
+        let version = |(program, option): (&str, &str)| {
             let said = Command::new(program).arg(option).output().unwrap();
             let text = [said.stdout, said.stderr].concat();
             let text = String::from_utf8_lossy(&text);
-            text.lines()
+            let line = text.lines().next().unwrap_or_default();
+            line.split([',', '['])
                 .next()
                 .unwrap_or_default()
-                .split(" (branch")
-                .next()
-                .unwrap_or_default()
+                .trim_end_matches(" (branch: HEAD")
+                .trim()
                 .to_owned()
         };
         let _ = &self.lab;
-        format!(
-            "{} in an instance of {}, {} CPUs. Beside {}; {}. Asked by {}; {}.\n\
-             TLS over loopback, a P-256 key for each. Load of the machine at the start: {}.",
-            self.machine.ok("portcullis --version"),
-            self.machine.ok(". /etc/os-release; echo \"$PRETTY_NAME\""),
-            self.machine.ok("nproc"),
-            version("nginx", "-v"),
-            version("prometheus-node-exporter", "--version"),
-            version("wrk", "-v").split(" [").next().unwrap_or_default(),
-            version("h2load", "--version"),
-            load()
-        )
+        [
+            ("nginx", "-v"),
+            ("prometheus-node-exporter", "--version"),
+            ("wrk", "-v"),
+            ("h2load", "--version"),
+        ]
+        .map(version)
+        .into()
     }
 
     /// What a server has used until now.

@@ -9,12 +9,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use portcullis::system::nftables::Nftables;
+use portcullis_figures::{Better, Cell, Column, Plot, Row, Samples, Side, Table, Unit, timed};
 
-use crate::apply::recipe;
 use crate::common::{Namespace, eventually};
+use crate::contenders::recipe;
 use crate::sandbox::{self, Server, must};
 use crate::specs::{peer, plan, rule, spec};
-use crate::stats::{self, Samples, timed, times};
 use crate::world::{DENIED, HOST, PEER, STRANGER, World};
 
 /// The port of the first rule; those of the others follow.
@@ -31,6 +31,9 @@ const STREAMS: usize = 3;
 /// A host with a firewall.
 struct Case {
     name: &'static str,
+    side: Side,
+    /// What of ours it is compared with.
+    beside: Option<&'static str>,
     world: World,
     /// Port of the last rule.
     last: u16,
@@ -39,7 +42,11 @@ struct Case {
 }
 
 impl Case {
-    fn new(name: &'static str, rules: u16, peers: usize, arm: fn(&[String], Vec<String>)) -> Self {
+    fn new(
+        (name, side): (&'static str, Side),
+        (rules, peers): (u16, usize),
+        arm: fn(&[String], Vec<String>),
+    ) -> Self {
         let world = World::new();
         let last = FIRST + rules.max(1) - 1;
         // TCP comes with the first.
@@ -51,6 +58,8 @@ impl Case {
         sandbox::enter(&world.host, || arm(&named, addresses));
         Self {
             name,
+            side,
+            beside: (side == Side::Theirs && peers > 0).then_some(WITH_PEERS),
             world,
             last,
             has_firewall: rules > 0,
@@ -59,20 +68,25 @@ impl Case {
     }
 }
 
+/// The row of ours that a list of as many peers is compared with.
+const WITH_PEERS: &str = "gate, 10 rules, 1,000 peers";
+
 fn cases() -> Vec<Case> {
+    use Side::{Floor, Ours, Theirs};
     vec![
-        Case::new("no firewall", 0, 0, |_, _| {}),
-        Case::new("gate, 10 rules", 10, 0, gate),
-        Case::new("gate, 50 rules", 50, 0, gate),
-        Case::new("gate, 10 rules, 1,000 peers", 10, 1_000, gate),
-        Case::new("gate, 10 rules, 100,000 peers", 10, 100_000, gate),
-        Case::new("ufw and DOCKER-USER, 10 rules", 10, 0, |_, _| incumbent()),
+        Case::new(("gate, 10 rules", Ours), (10, 0), gate),
+        Case::new(("gate, 50 rules", Ours), (50, 0), gate),
+        Case::new((WITH_PEERS, Ours), (10, 1_000), gate),
+        Case::new(("gate, 10 rules, 100,000 peers", Ours), (10, 100_000), gate),
+        Case::new(("ufw and `DOCKER-USER`, 10 rules", Theirs), (10, 0), |_, _| {
+            incumbent()
+        }),
         Case::new(
-            "iptables, 10 rules, a list of 1,000 peers",
-            10,
-            1_000,
+            ("iptables, 10 rules, a list of 1,000 peers", Theirs),
+            (10, 1_000),
             |_, peers| list(&peers),
         ),
+        Case::new(("no firewall, no conntrack", Floor), (0, 0), |_, _| {}),
     ]
 }
 
@@ -140,10 +154,10 @@ const KINDS: [&str; 7] = [
     "reply",
     "inbound, 1st rule",
     "inbound, last rule",
-    "new, 1st rule",
-    "new, last peer",
+    "new flow",
+    "new flow, last peer",
     "dropped",
-    "TCP connection",
+    "TCP handshake",
 ];
 
 impl<'a> Flows<'a> {
@@ -226,7 +240,7 @@ impl<'a> Flows<'a> {
     }
 }
 
-pub fn run() -> String {
+pub fn run() -> Vec<Table> {
     let cases = cases();
     let flows: Vec<Flows<'_>> = cases.iter().map(Flows::new).collect();
     let mut times_of: Vec<[Vec<Duration>; KINDS.len()]> = cases.iter().map(|_| Default::default()).collect();
@@ -238,52 +252,40 @@ pub fn run() -> String {
             }
         }
     }
-    let samples = |times: Vec<Duration>| (!times.is_empty()).then(|| Samples::new(times));
-    let samples: Vec<Vec<Option<Samples>>> = times_of
-        .into_iter()
-        .map(|kinds| kinds.into_iter().map(samples).collect())
-        .collect();
-    let row = |(case, kinds): (&Case, &Vec<Option<Samples>>)| {
-        let mut row = vec![case.name.to_owned()];
-        row.extend(
-            kinds
-                .iter()
-                .zip(&samples[0])
-                .map(|(kind, base)| cell(kind.as_ref(), base.as_ref())),
-        );
-        row
-    };
-    let rows = cases.iter().zip(&samples).map(row).collect();
-    let mut header = vec![""];
-    header.extend(KINDS);
-    stats::print(
-        "A packet of 18 bytes over UDP, and a TCP handshake (× no firewall)",
-        &header,
-        rows,
-    );
     drop(flows);
-    streams(&cases);
-    let told = |(case, kinds): (&Case, &Vec<Option<Samples>>)| {
-        let median = |kind: usize| Some(stats::time(kinds.get(kind)?.as_ref()?.median()));
-        Some(format!("{}: {} and {}", case.name, median(1)?, median(3)?))
+    let cell = |times: Vec<Duration>| (!times.is_empty()).then(|| Samples::new(times)).into();
+    let rows = cases
+        .iter()
+        .zip(times_of)
+        .map(|(case, times)| row(case, times.map(cell).into()));
+    let single = Table {
+        title: "What a packet costs on its way in".to_owned(),
+        method: "18 bytes over UDP, in bursts of 100 over a veth pair: the time of send(2) has the receiver's firewall \
+                 in it. \"Inbound\" flows were begun by the stranger; whether their rule still holds is asked \
+                 for each packet, so that revoking takes effect at once; elsewhere \"established\" ends the question. \
+                 Most of what any firewall adds is connection tracking."
+            .to_owned(),
+        columns: KINDS.map(Column::time).into(),
+        rows: rows.collect(),
+        plot: Plot::Bars {
+            columns: vec![0, 1, 3, 5],
+            logarithmic: false,
+        },
     };
-    let told: Vec<String> = cases.iter().zip(&samples).filter_map(told).collect();
-    format!(
-        "a packet of an inbound flow, and of a new one: {}",
-        told.join("; ")
-    )
+    vec![single, streams(&cases)]
 }
 
-fn cell(kind: Option<&Samples>, base: Option<&Samples>) -> String {
-    match (kind, base) {
-        (Some(kind), Some(base)) => format!("{}, {}", kind.summary(), times(kind.ratio(base))),
-        (Some(kind), None) => kind.summary(),
-        (None, _) => "-".to_owned(),
+fn row(case: &Case, cells: Vec<Cell>) -> Row {
+    Row {
+        name: case.name.to_owned(),
+        side: case.side,
+        beside: case.beside.map(str::to_owned),
+        cells,
     }
 }
 
 /// TCP at full speed, to a server on the host and to a client on it.
-fn streams(cases: &[Case]) {
+fn streams(cases: &[Case]) -> Table {
     let mut rates: Vec<[Vec<f64>; 2]> = cases.iter().map(|_| Default::default()).collect();
     for _ in 0..STREAMS {
         for (Case { world, .. }, rates) in cases.iter().zip(&mut rates) {
@@ -291,25 +293,21 @@ fn streams(cases: &[Case]) {
             rates[1].push(stream(&world.host, &world.outside, STRANGER, OUTSIDE, "-R"));
         }
     }
-    let mut medians = rates.into_iter().map(|both| both.map(median)).peekable();
-    let base = *medians.peek().unwrap();
-    let rows = cases.iter().zip(medians).map(|(case, both)| {
-        let cell = |(rate, base): (&f64, &f64)| format!("{rate:.1} Gbit/s, {}", times(rate / base));
-        let mut row = vec![case.name.to_owned()];
-        row.extend(both.iter().zip(&base).map(cell));
-        row
-    });
-    let header = ["", "inbound flow", "reply"];
-    let title = format!("TCP into the host, iperf3, median of {STREAMS} times 1 s (× no firewall)");
-    stats::print(&title, &header, rows.collect());
+    let rows = cases
+        .iter()
+        .zip(rates)
+        .map(|(case, both)| row(case, both.map(Cell::many).into()));
+    let rate = |name| Column::of(name, Unit::BitsPerSecond, Better::More);
+    Table {
+        title: "TCP at full speed into the host".to_owned(),
+        method: "iperf3, one second each time. Runs differ by a tenth.".to_owned(),
+        columns: vec![rate("inbound flow"), rate("reply")],
+        rows: rows.collect(),
+        plot: Plot::None,
+    }
 }
 
-fn median(mut rates: Vec<f64>) -> f64 {
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
-}
-
-/// Bits in a second that arrive, in thousand millions.
+/// Bits in a second that arrive.
 fn stream(client: &Namespace, server: &Namespace, to: Ipv4Addr, port: u16, how: &str) -> f64 {
     let _server = server.enter(|| Server::start(&format!("iperf3 -s -1 -p {port}")));
     let line = format!("iperf3 -c {to} -p {port} -t 1 -J {how}");
@@ -320,5 +318,5 @@ fn stream(client: &Namespace, server: &Namespace, to: Ipv4Addr, port: u16, how: 
         let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
         rate.ok_or_else(|| report["error"].to_string())
     };
-    client.enter(|| eventually(Duration::from_secs(5), "iperf3", rate)) / 1e9
+    client.enter(|| eventually(Duration::from_secs(5), "iperf3", rate))
 }

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use portcullis::agent::gate::guard::Guard;
 use portcullis::policy::ruleset::change::steps;
 use portcullis::system::nftables::Nftables;
+use portcullis_figures::{Column, Plot, Row, Samples, Side, Table, timed};
 
 use crate::common::{Namespace, eventually};
+use crate::contenders::bus;
 use crate::raw::{self, Raw};
 use crate::sandbox::{self, PATIENCE, Server, command, must};
 use crate::specs::{peer, plan, settings, with_peers};
-use crate::stats::{self, Samples, timed, times};
 
 /// A spec takes 100,000 peers: there is room for more.
 const SIZES: [usize; 4] = [100, 1_000, 10_000, 99_900];
@@ -39,63 +40,83 @@ impl Cost {
     }
 }
 
-type Contender = (&'static str, fn(usize) -> Cost);
+/// Name, whose it is, and what measures it.
+type Contender = (&'static str, Side, fn(usize) -> Cost);
 
 const CONTENDERS: [Contender; 8] = [
-    ("kernel alone: send(2) of a ready batch", kernel),
-    ("portcullis: transaction", engine),
-    ("portcullis: transaction, read back", engine_read_back),
-    ("portcullis: daemon, plan to read back", daemon),
-    ("nft -f, nft add element", nft),
-    ("iptables-restore, iptables -A", iptables),
-    ("ufw allow from, one by one", ufw),
-    ("firewall-cmd --ipset, from a file", firewalld),
+    (
+        "portcullis, daemon: plan, transaction, read back",
+        Side::Ours,
+        daemon,
+    ),
+    ("portcullis, transaction", Side::Ours, engine),
+    ("portcullis, transaction, read back", Side::Ours, engine_read_back),
+    (
+        "the kernel alone: one send(2) of a ready batch",
+        Side::Floor,
+        kernel,
+    ),
+    ("`nft -f`, `nft add element`", Side::Theirs, nft),
+    ("`iptables-restore`, `iptables -A`", Side::Theirs, iptables),
+    ("`firewall-cmd --ipset`, from a file", Side::Theirs, firewalld),
+    ("`ufw allow from`, one by one", Side::Theirs, ufw),
 ];
 
-pub fn run() -> String {
-    let mut summary = String::new();
+pub fn run() -> Vec<Table> {
+    let rows = || {
+        CONTENDERS.map(|(name, side, _)| Row {
+            name: name.to_owned(),
+            side,
+            beside: None,
+            cells: Vec::new(),
+        })
+    };
+    let (mut all, mut one) = (rows(), rows());
     for size in SIZES {
-        let costs: Vec<(&str, Cost)> = CONTENDERS
-            .iter()
-            .map(|(name, cost)| (*name, cost(size)))
-            .collect();
-        let kernel = &costs[0].1;
-        let cell = |cost: &Result<Samples, String>, base: &Result<Samples, String>| match (cost, base) {
-            (Ok(cost), Ok(base)) => [cost.summary(), times(cost.ratio(base))],
-            (Err(reason), _) | (_, Err(reason)) => {
-                [format!("not measured: {}", first_sentence(reason)), String::new()]
-            }
-        };
-        let rows = costs
-            .iter()
-            .map(|(name, cost)| {
-                let mut row = vec![(*name).to_owned()];
-                row.extend(cell(&cost.load, &kernel.load));
-                row.extend(cell(&cost.one, &kernel.one));
-                row
-            })
-            .collect();
-        let header = ["", "load all", "× kernel", "one more", "× kernel"];
-        stats::print(&format!("{size} peers"), &header, rows);
-        summary = format!("{size} peers: {}", told(&costs));
+        for (number, (.., cost)) in CONTENDERS.iter().enumerate() {
+            let Cost { load, one: more } = cost(size);
+            all[number]
+                .cells
+                .push(load.map_err(|reason| first_sentence(&reason)).into());
+            one[number]
+                .cells
+                .push(more.map_err(|reason| first_sentence(&reason)).into());
+        }
     }
-    summary
+    vec![
+        table(
+            "Peers: letting all of them in",
+            all,
+            "In a fresh namespace each time. The kernel's row is a floor for many peers only: it makes its sets with \
+             room for 131,072 addresses, portcullis with room for 8,192 until there are more, and an empty hash table of \
+             that size costs time too.",
+        ),
+        table(
+            "Peers: one more",
+            one,
+            "To so many that are there. The daemon makes the plan anew, compares it, and reads rules back; nft(8) does none of that.",
+        ),
+    ]
+}
+
+fn table(title: &str, rows: [Row; CONTENDERS.len()], method: &str) -> Table {
+    let names = ["100 peers", "1,000", "10,000", "99,900"];
+    Table {
+        title: title.to_owned(),
+        method: method.to_owned(),
+        columns: names.map(Column::time).into(),
+        rows: rows.into(),
+        plot: Plot::Lines {
+            name: "peers".to_owned(),
+            at: SIZES.map(|size| size as f64).into(),
+        },
+    }
 }
 
 /// Programs say more than a cell holds.
-fn first_sentence(reason: &str) -> &str {
+fn first_sentence(reason: &str) -> String {
     let reason = reason.rsplit("Error: ").next().unwrap_or(reason);
-    reason.split(['.', '\n']).next().unwrap_or(reason)
-}
-
-/// Medians of what loaded them all.
-fn told(costs: &[(&str, Cost)]) -> String {
-    let one = |(name, cost): &(&str, Cost)| {
-        let (load, one) = (cost.load.as_ref().ok()?, cost.one.as_ref().ok()?);
-        let (load, one) = (stats::time(load.median()), stats::time(one.median()));
-        Some(format!("{name}: {load}, one more {one}"))
-    };
-    costs.iter().filter_map(one).collect::<Vec<_>>().join("; ")
+    reason.split(['.', '\n']).next().unwrap_or(reason).to_owned()
 }
 
 fn rounds(size: usize) -> usize {
@@ -322,8 +343,7 @@ fn firewalld(size: usize) -> Cost {
     let list = lines(size, str::to_owned);
     let host = Namespace::new("firewalld");
     sandbox::enter(&host, || {
-        std::fs::create_dir("/run/dbus").unwrap();
-        let _bus = Server::start("dbus-daemon --system --nofork --nopidfile --nosyslog");
+        let _bus = bus();
         must("firewall-offline-cmd --new-ipset=peers --type=hash:ip --option=maxelem=262144");
         must("firewall-offline-cmd --zone=trusted --add-source=ipset:peers");
         let _service = Server::start("firewalld --nofork");

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::Namespace;
-use crate::stats::timed;
+use portcullis_figures::timed;
 
 /// Calls a function on a thread that is inside the namespace and sees private folders, which last as long
 /// as the thread. Programs that it starts see the same.

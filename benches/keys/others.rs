@@ -1,14 +1,13 @@
 //! What keys are put in place with instead: a shell script as user data has it, and cloud-init's own code.
-//! google-guest-agent is not in Debian, so it is not among them.
 //!
-//! May not live here: portcullis.
+//! May not live here: portcullis, and agents (`google`).
 
 use std::fmt::Write;
 
+use portcullis_figures::{Cell, Row, Samples};
 use portcullis_protocol::AuthorizedKey;
 
 use crate::site::Site;
-use crate::stats::Samples;
 
 const ROUNDS: usize = 5;
 
@@ -32,27 +31,37 @@ for user in os.listdir("/run/bench-keys"):
         setup_user_keys(set(keys.read().splitlines()), user)
 "#;
 
-pub fn write(site: &Site, keys: &[AuthorizedKey]) -> Vec<(String, Samples)> {
-    let mut files = "mkdir -p /run/bench-keys\n".to_owned();
+/// A folder inside with a file of keys for each user.
+pub const FILES: &str = "/run/bench-keys";
+
+pub fn write(site: &Site, keys: &[AuthorizedKey]) -> Vec<Row> {
+    let mut files = format!("mkdir -p {FILES}\n");
     for chunk in keys.chunk_by(|a, b| a.user == b.user) {
         let lines: Vec<String> = chunk.iter().map(|key| key.key.to_line()).collect();
         let (user, lines) = (&chunk[0].user, lines.join("\n"));
-        writeln!(files, "cat > /run/bench-keys/{user} <<'EOF'\n{lines}\nEOF").unwrap();
+        writeln!(files, "cat > {FILES}/{user} <<'EOF'\n{lines}\nEOF").unwrap();
     }
     files.push_str(&format!("cat > /run/bench.sh <<'END'\n{SCRIPT}\nEND\n"));
     files.push_str(&format!("cat > /run/bench.py <<'END'\n{CLOUD_INIT}\nEND\n"));
     let made = site.machine.run_with("sh", files.as_bytes());
     assert!(made.success(), "{made:?}");
+    let not_durable = "they are written, not durable, not read back";
     let mut rows = Vec::new();
-    for (name, command) in [
+    for (name, command, until) in [
         (
-            "a script: `ssh-keygen -l`, `install` for each user; not durable",
+            "a script: `ssh-keygen -l`, `install` for each user",
             "sh /run/bench.sh",
+            not_durable,
         ),
-        ("the same, and `sync`", "sh /run/bench.sh; sync"),
         (
-            "cloud-init's setup_user_keys; not durable",
+            "the script, and `sync`",
+            "sh /run/bench.sh; sync",
+            "they are on disk, not read back",
+        ),
+        (
+            "cloud-init's `setup_user_keys`",
             "python3 /run/bench.py",
+            not_durable,
         ),
     ] {
         let taken = Samples::of(ROUNDS, |_| {
@@ -60,7 +69,10 @@ pub fn write(site: &Site, keys: &[AuthorizedKey]) -> Vec<(String, Samples)> {
             site.settle();
             site.took(command)
         });
-        rows.push((name.to_owned(), taken));
+        rows.push(Row::theirs(
+            name,
+            vec![taken.into(), Cell::Said(until.to_owned())],
+        ));
     }
     site.machine.ok("rm -rf /home/u??/.ssh");
     rows

@@ -5,17 +5,17 @@
 use std::net::SocketAddr;
 
 use portcullis::system::ssh_probe;
+use portcullis_figures::{Column, Plot, Row, Samples, Table, timed};
 use portcullis_protocol::PublicKey;
 use portcullis_provision::local::in_namespace;
 
 use crate::lab::USER;
 use crate::site::{Site, keys};
-use crate::stats::{self, Samples, timed, times};
 
 const ROUNDS: usize = 15;
 const KEYS: usize = 10;
 
-pub fn run(site: &mut Site) {
+pub fn run(site: &mut Site) -> Table {
     let own = site.machine.spec.authorized_keys.clone();
     let names: Vec<String> = (0..KEYS).map(|number| format!("probe-{number}")).collect();
     let public: Vec<PublicKey> = names.iter().map(|name| site.lab.new_key(name)).collect();
@@ -30,23 +30,17 @@ pub fn run(site: &mut Site) {
     let asked = Samples::of(ROUNDS, |_| probe(site, &public));
     let logins = logins(site, &names);
     site.apply(&own);
-    let ratio = logins.ratio(&asked);
-    stats::print(
-        &format!("{KEYS} keys of one user"),
-        &["", "time", "to the first row"],
-        vec![
-            vec![
-                "portcullis asks sshd, without private keys".to_owned(),
-                asked.summary(),
-                times(1.0),
-            ],
-            vec![
-                format!("`ssh {USER}@127.0.0.1 true` with each"),
-                logins.summary(),
-                times(ratio),
-            ],
+    Table {
+        title: format!("Whether {KEYS} keys of one user log in"),
+        method: "Asked over connections of two keys each, one after the other; the daemon has up to four open at a time."
+            .to_owned(),
+        columns: vec![Column::time("time")],
+        rows: vec![
+            Row::ours("portcullis asks sshd, without private keys", vec![asked.into()]),
+            Row::theirs(format!("`ssh {USER}@127.0.0.1 true` with each"), vec![logins.into()]),
         ],
-    );
+        plot: Plot::None,
+    }
 }
 
 fn probe(site: &Site, keys: &[PublicKey]) -> std::time::Duration {

@@ -12,6 +12,7 @@ use portcullis::log::id;
 use portcullis_protocol::{AuthorizedKey, Spec};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 
+use crate::google;
 use crate::lab::{Lab, Machine, SOON, eventually};
 
 pub const USERS: usize = 100;
@@ -31,7 +32,12 @@ pub type Moment = Duration;
 impl Site {
     pub fn new() -> Self {
         let lab = Lab::new();
-        let machine = lab.launch();
+        let mut request = lab.request("one", "c-1");
+        request.image.packages = vec![google::PACKAGE.to_owned()];
+        let overlay = lab.path("overlay");
+        google::keep_from_starting(&overlay);
+        request.image.overlay = Some(overlay);
+        let machine = lab.launch_many(&[request]).remove(0);
         let names: Vec<String> = (0..USERS).map(user).collect();
         machine.ok(&format!(
             "for user in {}; do useradd --create-home --password '*' $user; done",
@@ -42,17 +48,15 @@ impl Site {
         site
     }
 
-    pub fn facts(&self) -> String {
+    /// What it is compared with.
+    pub fn versions(&self) -> Vec<String> {
         let inside = |script: &str| self.machine.ok(script);
-        format!(
-            "{} in an instance of {}; {}; homes on {}; {} CPUs, load {}.",
-            inside("portcullis --version"),
-            inside(". /etc/os-release; echo \"$PRETTY_NAME\""),
+        let package = |name: &str| inside(&format!("dpkg-query -W -f '${{Package}} ${{Version}}' {name}"));
+        vec![
             inside("sshd -V 2>&1 | grep OpenSSH | cut -d, -f1"),
-            inside("stat -f -c %T /home"),
-            inside("nproc"),
-            inside("cut -d' ' -f1 /proc/loadavg")
-        )
+            package("cloud-init"),
+            package(google::PACKAGE),
+        ]
     }
 
     /// Waits until looks because of files that changed are over: they come 0.8 s apart.

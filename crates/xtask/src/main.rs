@@ -1,6 +1,6 @@
 //! Makes what ships beside the programs: man pages and shell completions, from the same definitions
-//! that parse the command lines, the bill of materials, and Debian's changelog; and measures what dependencies
-//! cost. `make deb` runs it; by hand: `cargo run -p xtask -- assets OUTDIR`.
+//! that parse the command lines, the bill of materials, and Debian's changelog; measures what dependencies
+//! cost, and makes the page of figures. `make deb` runs it; by hand: `cargo run -p xtask -- assets OUTDIR`.
 //!
 //! May not live here: anything that an instance needs at run time.
 
@@ -17,6 +17,7 @@ use std::{fs, io};
 
 use clap::{Command, Parser};
 use clap_complete::Shell;
+use portcullis_figures::Page;
 
 #[derive(Parser)]
 #[command(about = "Makes what ships beside the programs")]
@@ -43,6 +44,11 @@ enum Task {
         /// The page with the table.
         page: PathBuf,
     },
+    /// Makes a page and plots of what benchmarks kept in FOLDER: FOLDER.md beside it, plots in it.
+    Figures {
+        /// The folder.
+        folder: PathBuf,
+    },
 }
 
 fn main() -> io::Result<()> {
@@ -61,6 +67,10 @@ fn main() -> io::Result<()> {
         Task::Sbom { file } => fs::write(file, sbom::document()?),
         Task::Changelog { file } => fs::write(file, changelog::text()?),
         Task::Costs { program, page } => costs::write(&program, &page),
+        Task::Figures { folder } => {
+            let page = Page::read(&folder).and_then(|page| page.write(&folder));
+            page.map_err(io::Error::other)
+        }
     }
 }
 
