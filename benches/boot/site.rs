@@ -10,6 +10,7 @@ use portcullis_figures::{Cell, Row, Side};
 use portcullis_provision::local::{Image, LaunchRequest};
 use portcullis_provision::progress::Quiet;
 
+use crate::benches::recipe::recipe;
 use crate::lab::{Lab, Machine, READY_TIME, Run, allow, host};
 
 /// Where something listens, and no rule lets anybody in.
@@ -120,7 +121,7 @@ impl Gate {
         match self {
             Self::Portcullis | Self::Nothing => {}
             Self::Recipe => {
-                put("etc/recipe.sh", &recipe(), 0o755);
+                put("etc/recipe.sh", &recipe(&[22, 8080], &[8080]), 0o755);
                 // At the same place of the boot as `runcmd`.
                 put(
                     "var/lib/cloud/scripts/per-instance/recipe.sh",
@@ -210,29 +211,6 @@ table inet own {
     }
 }
 ";
-
-/// What user-data does today; names of bridges are those that such recipes list.
-fn recipe() -> String {
-    "set -e
-ufw --force reset
-ufw default deny incoming
-ufw default allow outgoing
-ufw allow 22/tcp
-ufw allow 8080/tcp
-ufw allow 8080/udp
-ufw --force enable
-iptables -N DOCKER-USER 2>/dev/null && iptables -I FORWARD -j DOCKER-USER || iptables -F DOCKER-USER
-iptables -A DOCKER-USER -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-iptables -A DOCKER-USER -i lo -j ACCEPT
-iptables -A DOCKER-USER -i docker0 ! -o docker0 -j ACCEPT
-iptables -A DOCKER-USER -i br+ ! -o br+ -j ACCEPT
-iptables -A DOCKER-USER -p tcp --dport 22 -j ACCEPT
-iptables -A DOCKER-USER -p tcp --dport 8080 -j ACCEPT
-iptables -A DOCKER-USER -j DROP
-date +%s.%N > /run/recipe.done
-"
-    .to_owned()
-}
 
 pub struct Site {
     pub lab: Lab,

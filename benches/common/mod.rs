@@ -3,6 +3,8 @@
 //! May not live here: what is measured, and how it is shown (`portcullis_figures`).
 #![allow(dead_code)]
 
+pub mod recipe;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;

@@ -6,43 +6,12 @@ use std::time::Duration;
 
 use portcullis_figures::timed;
 
+use crate::benches::recipe::recipe;
 use crate::common::eventually;
 use crate::sandbox::{self, PATIENCE, Server, must};
 
 const SCRIPT: &str = "/run/recipe";
 const FILE: &str = "/run/table.nft";
-
-/// What user data does today: ufw for the host, and for containers the chain that Docker leaves to users.
-/// Names of bridges are those that such recipes list.
-pub fn recipe(tcp: &[u16], udp: &[u16]) -> String {
-    let mut lines = vec![
-        "set -e".to_owned(),
-        "ufw --force reset".to_owned(),
-        "ufw default deny incoming".to_owned(),
-        "ufw default allow outgoing".to_owned(),
-    ];
-    lines.extend(tcp.iter().map(|port| format!("ufw allow {port}/tcp")));
-    lines.extend(udp.iter().map(|port| format!("ufw allow {port}/udp")));
-    lines.push("ufw --force enable".to_owned());
-    // Docker would have made it.
-    lines.push("iptables -N DOCKER-USER 2>/dev/null && iptables -I FORWARD -j DOCKER-USER || iptables -F DOCKER-USER".to_owned());
-    let chain = [
-        "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-        "-i lo -j ACCEPT",
-        "-i docker0 ! -o docker0 -j ACCEPT",
-        "-i br+ ! -o br+ -j ACCEPT",
-        "-i cni+ -j ACCEPT",
-        "-i cali+ -j ACCEPT",
-        "-i flannel+ -j ACCEPT",
-        "-s 10.42.0.0/16 -j ACCEPT",
-        "-s 10.43.0.0/16 -j ACCEPT",
-        "-p tcp --dport 22 -j ACCEPT",
-        "-p tcp --dport 443 -j ACCEPT",
-        "-j DROP",
-    ];
-    lines.extend(chain.iter().map(|rule| format!("iptables -A DOCKER-USER {rule}")));
-    lines.join("\n")
-}
 
 /// A table by hand, which takes the place of the one before in one transaction.
 fn table(ports: &[u16]) -> String {

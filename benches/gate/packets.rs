@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use portcullis::system::nftables::Nftables;
 use portcullis_figures::{Better, Cell, Column, Plot, Row, Samples, Side, Table, Unit, timed};
 
+use crate::benches::recipe::recipe;
 use crate::common::{Namespace, eventually};
-use crate::contenders::recipe;
 use crate::sandbox::{self, Server, must};
 use crate::specs::{peer, plan, rule, spec};
 use crate::world::{DENIED, HOST, PEER, STRANGER, World};
