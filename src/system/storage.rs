@@ -4,6 +4,7 @@
 //! live here: what it proves (`policy::storage`).
 
 pub mod ask;
+mod elsewhere;
 pub mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -77,7 +78,8 @@ impl Sight {
             Err(reason) => return Err(reason),
         };
         let look = Sysfs { root };
-        let (volumes, places) = volumes(&mounted, &swapped, &look);
+        let (mut volumes, places) = volumes(&mounted, &swapped, &look);
+        volumes.extend(elsewhere::volumes(root, &volumes));
         let mut sight = Self {
             root: root.to_owned(),
             storage: Storage {
@@ -85,6 +87,7 @@ impl Sight {
                 devices: BTreeMap::new(),
                 unread: BTreeMap::new(),
                 places,
+                astray: BTreeMap::new(),
                 answers: Answers::default(),
                 pools: BTreeMap::new(),
             },
@@ -95,6 +98,7 @@ impl Sight {
         });
         let start = devices.flatten().collect();
         sight.walk(start);
+        sight.storage.astray = elsewhere::astray(root, &sight.storage);
         Ok(sight)
     }
 
@@ -110,7 +114,8 @@ impl Sight {
 
     /// The whole, with what they told.
     pub fn with(mut self, answers: Answers) -> Storage {
-        let mut start = VecDeque::new();
+        // The stores of snapshots are not listed beneath what they are of.
+        let mut start: VecDeque<Number> = answers.stores.values().flatten().copied().collect();
         for (pool, paths) in &answers.pools {
             let look = Sysfs { root: &self.root };
             let devices: Result<Vec<Number>, String> = paths.iter().map(|path| look.device(path)).collect();
@@ -165,7 +170,8 @@ fn read(path: &Path, limit: u64) -> io::Result<String> {
 /// One line of sysfs; none if there is no such file.
 fn attribute(path: &Path) -> io::Result<Option<String>> {
     match read(path, MAX_ATTRIBUTE) {
-        Ok(text) => Ok(Some(text.trim_end_matches('\n').to_owned())),
+        // The kernel adds one line feed; a name may end with one of its own.
+        Ok(text) => Ok(Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -197,9 +203,12 @@ fn read_device(root: &Path, folder: &Path, number: Number) -> io::Result<Device>
         below.extend(self::attribute(&folder.join("../dev"))?.and_then(|text| text.parse::<Number>().ok()));
         Kind::Partition
     } else if number.major == 7 {
+        let file = attribute("loop/backing_file")?;
+        // The kernel marks a removed file so; its data are where they were.
+        let name = file.as_deref().map(|file| file.strip_suffix(" (deleted)"));
         Kind::Loop {
-            // The kernel marks a removed file so; its data are where they were.
-            file: attribute("loop/backing_file")?.map(|file| file.trim_end_matches(" (deleted)").to_owned()),
+            removed: name.is_some_and(|name| name.is_some()),
+            file: name.flatten().map(str::to_owned).or(file),
         }
     } else if name.starts_with("zram") {
         let backing = attribute("backing_dev")?.filter(|device| device != "none");
@@ -212,7 +221,9 @@ fn read_device(root: &Path, folder: &Path, number: Number) -> io::Result<Device>
         // RAM disks (Documentation/admin-guide/devices.txt).
         Kind::Memory
     } else if folder.join("bcache").is_dir() && name.starts_with("bcache") {
-        Kind::Bcache
+        Kind::Bcache {
+            cached: folder.join("bcache/cache").exists(),
+        }
     } else {
         let serial = attribute("serial")?.or(attribute("device/serial")?);
         let serial = serial.map(|serial| serial.trim().chars().take(64).collect());
