@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::policy::storage::answers::Answers;
 use crate::policy::storage::mounts::{Number, mounts, swaps};
-use crate::policy::storage::{Backing, Device, Kind, Look, Storage, volumes};
+use crate::policy::storage::{Backing, Device, Kind, Look, Storage, Volume, volumes};
 
 /// Most devices that are walked over; more are unknown.
 const MAX_DEVICES: usize = 1024;
@@ -105,10 +105,12 @@ impl Sight {
     /// What of it only privileged programs can tell.
     pub fn questions(&self) -> Questions {
         let mut devices = self.storage.devices.values();
-        let zfs = |backing: &Backing| matches!(backing, Backing::Zfs(_));
+        let is_zfs = |volume: &Volume| matches!(volume.backing, Backing::Zfs(_));
+        let zfs = self.storage.volumes.iter().any(is_zfs);
         Questions {
-            tables: devices.any(|device| matches!(device.kind, Kind::Mapped { .. })),
-            zfs: self.storage.volumes.iter().any(|volume| zfs(&volume.backing)),
+            // What a pool is on is not known before ZFS is asked.
+            tables: zfs || devices.any(|device| matches!(device.kind, Kind::Mapped { .. })),
+            zfs,
         }
     }
 
