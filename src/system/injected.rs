@@ -17,8 +17,13 @@ use crate::policy::observation::Observed;
 pub const INSTANCE_DATA: &str = "/run/cloud-init/instance-data.json";
 
 /// systemd's credentials: the daemon's own (systemd.exec(5), `LoadCredential=`), and those of the whole
-/// system, from the machine's firmware or the container's manager (systemd.system-credentials(7)).
-pub const CREDENTIALS: [&str; 2] = ["/run/credentials/portcullis.service", "/run/credentials/@system"];
+/// system, from the machine's firmware or the container's manager (systemd.system-credentials(7)). Those are hidden
+/// from a unit with a sandbox; ours is shown them in the last folder (`systemd/portcullis.service`).
+pub const CREDENTIALS: [&str; 3] = [
+    "/run/credentials/portcullis.service",
+    "/run/credentials/@system",
+    "/run/portcullis/system-credentials",
+];
 
 /// Where credentials are, in the order in which they are looked for: before [`CREDENTIALS`], what this process was
 /// told (`$CREDENTIALS_DIRECTORY`), as a unit of another name, or below a container's manager without systemd.

@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use crate::endpoint::{curl, files, with_certificate};
 use crate::first_contact::introduce;
-use crate::lab::{Lab, Machine, Run as _, eventually};
+use crate::lab::{Lab, Machine, Run as _, USER, eventually};
 use crate::push_auth::rsa_key;
 use crate::receiver::{Authority, HOST, PATIENTLY, PORT, Server, no_content, push_to_us, put};
 use crate::secrets::{GRANTED, authorized, control_plane, service_account, service_key};
@@ -82,11 +82,14 @@ fn the_token_may_be_a_credential_of_the_system_or_of_the_unit() {
     let folder = lab.path("instances/one/credentials");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join(TOKEN), token(1).expose()).unwrap();
+    let key = lab.new_key("system").to_line();
+    fs::write(folder.join(format!("portcullis.authorized_keys.{USER}")), &key).unwrap();
     lab.provider.reboot("one").unwrap();
     machine = lab.machine("one");
     machine.until_ready();
     let held = machine.ok(&format!("cat /run/credentials/@system/{TOKEN}"));
     assert_eq!(held, token(1).expose());
+    machine.ok(&format!("grep -F '{key}' ~{USER}/.ssh/authorized_keys"));
     first_contact(&machine, &token(1));
     machine.ok("systemctl restart portcullis");
     machine.until_ready();
@@ -120,7 +123,8 @@ fn the_token_may_be_a_credential_of_the_system_or_of_the_unit() {
 
     // One that can't be used is named, and is none.
     machine.ok(&format!("rm /etc/credstore.encrypted/{TOKEN}"));
-    give(&machine, &format!("SetCredential={TOKEN}:"));
+    put(&machine, "../../root/token", "600", "\n");
+    give(&machine, &format!("LoadCredential={TOKEN}:/root/token"));
     assert_eq!(status(&lab, &machine, ASK, &[]), 404);
     let told = machine.ok("journalctl -b -u portcullis -o cat MESSAGE_ID=5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e90");
     assert!(told.contains(TOKEN) && told.contains("is empty"), "{told}");
@@ -177,7 +181,8 @@ fn the_external_id_the_tls_key_and_the_spec_may_be_credentials() {
     assert_eq!((health(&machine, &pinned), health(&machine, &given)), (403, 200));
     // One that can't be read lets in nobody.
     machine.ok(&format!("rm /etc/credstore.encrypted/{EXTERNAL_ID}"));
-    give(&machine, &format!("SetCredential={EXTERNAL_ID}:"));
+    put(&machine, "../../root/empty", "600", "\n");
+    give(&machine, &format!("LoadCredential={EXTERNAL_ID}:/root/empty"));
     assert_eq!((health(&machine, &pinned), health(&machine, &given)), (403, 403));
     give(&machine, "");
     assert_eq!(health(&machine, &pinned), 200);

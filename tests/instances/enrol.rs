@@ -25,8 +25,8 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use crate::lab::{Lab, Machine, Run, SOON, eventually};
 use crate::receiver::{self, Authority};
 
-const PORT: u16 = 8445;
-pub const URL: &str = "https://10.77.0.1:8445/v1/enrol";
+const PORT: u16 = 8447;
+pub const URL: &str = "https://10.77.0.1:8447/v1/enrol";
 
 /// What a desk does with a request, and with the certificates that came with it: an answer, or none (403).
 pub type Clerk =

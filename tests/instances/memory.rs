@@ -4,7 +4,6 @@
 //! (`secrets`).
 
 use portcullis_protocol::Secret;
-use serde_json::Value;
 
 use crate::api::Api;
 use crate::first_contact::{expect, introduce};
@@ -104,8 +103,9 @@ fn what_is_over_is_in_no_memory() {
     let spec = machine.next(|spec| {
         spec.control_plane.as_mut().unwrap().enrolment_token = Some(Secret::new(OVER_HTTPS));
     });
-    let body: Value = serde_json::from_slice(&spec.to_json()).unwrap();
-    Api::new(&lab, &machine).done("PUT", "/v1/spec", &body);
+    let held = format!("If-Match: \"{}\"", machine.spec.generation);
+    let put = Api::new(&lab, &machine).with(&["-H", &held], "PUT", "/v1/spec", &spec.to_json());
+    assert_eq!(put.status, 200, "{put:?}");
     machine.spec = spec;
     hunt.knows("portcullis", "token over https");
     hunt.has_forgotten(&["portcullis-front"], "token over https");
