@@ -268,7 +268,7 @@ fn crash(machine: &Machine) {
     machine.run(
         "systemd-run --quiet --wait -p LimitCORE=infinity -p WorkingDirectory=/srv bash /run/hunt/crash",
     );
-    let cores = machine.ok("find / \\( -path /proc -o -path /sys \\) -prune -o -type f -name 'core*' -newer /etc/systemd/system/portcullis.service.d/core.conf -print");
+    let cores = machine.ok("find / \\( -path /proc -o -path /sys \\) -prune -o -type f -name 'core*' -newer /etc/systemd/system/portcullis-front.service.d/core.conf -print");
     assert_eq!(cores, "/srv/core");
     let found = machine.run(&format!("grep -aqF {CONTROL} /srv/core"));
     assert!(found.success(), "{found:?}");
