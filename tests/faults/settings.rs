@@ -17,7 +17,7 @@ fn lockdown(bench: &Bench) -> Output {
                   mount --bind $0/state /var/lib/portcullis && exec $1 --config $0/portcullis.toml lockdown";
     let said = bench
         .inside(&["timeout", "30", "unshare", "--mount", "sh", "-c", mounts])
-        .arg(bench.path(""))
+        .arg(bench.path("conf.d").parent().unwrap())
         .arg(env!("CARGO_BIN_EXE_portcullis"))
         .output()
         .unwrap();
