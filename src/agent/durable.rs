@@ -81,6 +81,8 @@ impl Agent {
                     );
                 }
                 self.seen.durable = Err(reason);
+                // The file that was there may come back as it was.
+                self.kept = None;
             }
         }
     }

@@ -75,10 +75,11 @@ fn a_state_folder_that_goes_is_written_anew_and_told_of() {
     assert_eq!(restored(&healthy), None);
     let pid = bench.pid();
     let losses: [(&str, &dyn Fn()); 5] = [
-        ("gone", &|| fs::remove_dir_all(&state).unwrap()),
+        // At once, whatever the daemon writes there at that moment.
+        ("gone", &|| fs::rename(&state, bench.path("gone")).unwrap()),
         ("emptied", &|| {
-            fs::remove_dir_all(&state).unwrap();
-            fs::create_dir(&state).unwrap();
+            fs::rename(&state, bench.path("emptied")).unwrap();
+            let _ = fs::create_dir(&state);
         }),
         ("without its spec", &|| {
             fs::remove_file(state.join("spec.json")).unwrap()
