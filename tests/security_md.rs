@@ -1,12 +1,14 @@
-//! SECURITY.md is complete: each requirement and each threat has its row, and each row names what exists.
+//! SECURITY.md is complete: each requirement and each threat has its row, each row and each promise names a test,
+//! and that one is compiled, is run, and is the only one of its name (`make test-one`).
 //!
-//! The lists are fixed: a requirement or a threat goes away by a decision, not with its row.
-//! May not live here: whether a test proves what its row says; that is read by people.
+//! The lists are fixed: a requirement or a threat goes away by a decision, not with its row. That what is named also
+//! passed is checked by `tests/run`, after the tests.
+//! May not live here: whether a test proves what its row says; that is read by people, and tried by breaking things.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use portcullis_protocol::CheckId;
 use portcullis_protocol::requirement::Requirement;
@@ -138,38 +140,51 @@ fn rows(section: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// All Rust text of the repository in which a test may stand.
-fn sources() -> String {
-    fn walk(folder: &Path, text: &mut String) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, text);
+/// All Rust files of the repository in which a test may stand, by their path within it.
+fn sources() -> BTreeMap<PathBuf, String> {
+    fn walk(root: &Path, folder: &Path, files: &mut BTreeMap<PathBuf, String>) {
+        for entry in fs::read_dir(root.join(folder)).unwrap() {
+            let path = folder.join(entry.unwrap().file_name());
+            if root.join(&path).is_dir() {
+                walk(root, &path, files);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                text.push_str(&fs::read_to_string(path).unwrap());
+                files.insert(path.clone(), fs::read_to_string(root.join(path)).unwrap());
             }
         }
     }
-    let mut text = String::new();
-    for folder in ["src", "tests", "crates"] {
-        walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut text);
+    let mut files = BTreeMap::new();
+    for folder in ["src", "tests", "crates", "fuzz/src"] {
+        walk(
+            Path::new(env!("CARGO_MANIFEST_DIR")),
+            Path::new(folder),
+            &mut files,
+        );
     }
-    text
+    files
 }
 
-/// Whether that is a function which a test harness runs: the attribute stands above its name, perhaps with a comment
-/// or other attributes between.
-fn is_test(sources: &str, name: &str) -> bool {
+/// How many functions of that name a test harness runs: the attribute stands above the name, perhaps with a comment
+/// or other attributes between. (That none is left out on purpose, `tests/shape.rs` sees to.)
+fn tests_named(sources: &BTreeMap<PathBuf, String>, name: &str) -> usize {
     let call = format!("fn {name}(");
-    sources.match_indices(&call).any(|(at, _)| {
-        let before = sources[..at].rsplit("\n}\n").next().unwrap_or_default();
+    let is_run = |text: &str, at: usize| {
+        let before = text[..at].rsplit("\n}\n").next().unwrap_or_default();
         // What stands before `fn` on its own line is no line of the attributes.
-        let mut lines = before.split('\n').rev().skip(1).map(str::trim);
-        lines
-            .by_ref()
+        let lines = before.split('\n').rev().skip(1).map(str::trim);
+        let attributes: Vec<&str> = lines
             .take_while(|line| line.starts_with('#') || line.starts_with("//"))
-            .any(|line| line == "#[test]" || line.starts_with("#[tokio::test"))
-    })
+            .collect();
+        let has = |start: &str| attributes.iter().any(|line| line.starts_with(start));
+        (has("#[test]") || has("#[tokio::test")) && !has("#[cfg")
+    };
+    let found = sources
+        .values()
+        .flat_map(|text| text.match_indices(&call).map(move |(at, _)| (text, at)));
+    found.filter(|(text, at)| is_run(text, *at)).count()
+}
+
+fn is_test(sources: &BTreeMap<PathBuf, String>, name: &str) -> bool {
+    tests_named(sources, name) == 1
 }
 
 fn named_tests(cell: &str) -> Vec<&str> {
@@ -179,13 +194,16 @@ fn named_tests(cell: &str) -> Vec<&str> {
 
 /// Names tests that exist; or says that there is none, and "what is not covered" says it too.
 #[track_caller]
-fn is_tried(what: &str, cell: &str, sources: &str) {
+fn is_tried(what: &str, cell: &str, sources: &BTreeMap<PathBuf, String>) {
     let tests = named_tests(cell);
     if tests.is_empty() {
         assert!(cell.starts_with("no test"), "{what} has no test: {cell:?}");
     }
     for test in tests {
-        assert!(is_test(sources, test), "{what} names {test}, which is no test");
+        assert!(
+            is_test(sources, test),
+            "{what} names {test}, which is no test, or one of two"
+        );
     }
 }
 
@@ -284,10 +302,12 @@ fn compliance_notes_name_checks_that_exist() {
     let known: BTreeSet<&str> = CheckId::ALL.iter().map(|id| id.as_str()).collect();
     for standard in [
         "CIS Debian 12",
-        "CIS Controls 8",
+        "CIS Debian 13",
+        "CIS Distribution Independent",
+        "CIS Controls 8.1, 4.4",
         "SOC 2 CC6.6",
         "SOC 2 CC8.1",
-        "ISO 27001 A.8.20",
+        "ISO/IEC 27001 A.8.20",
     ] {
         let row = rows.iter().find(|row| row[0].starts_with(standard)).unwrap();
         assert!(row[2].len() > 5, "{row:?}");
@@ -298,6 +318,148 @@ fn compliance_notes_name_checks_that_exist() {
         .flat_map(|row| row[2].split('`').skip(1).step_by(2));
     let checks: BTreeSet<&str> = named.filter(|word| known.contains(word)).collect();
     assert!(checks.len() > 10, "{checks:?}");
+}
+
+/// What is promised in a table has a test in its last cell, or says that there is none, and so does what is not covered.
+#[test]
+fn each_row_that_promises_something_names_a_test() {
+    let (text, sources) = (document(), sources());
+    let mut tried = 0;
+    for (heading, columns) in [
+        ("What holds in each state", 5),
+        ("Who may do what, with which credential, for how long", 6),
+        ("Requirements", 5),
+        ("Threats", 3),
+        ("All attacks and faults that are tried", 4),
+    ] {
+        // Below the heads of the tables and their lines.
+        let is_head = |row: &[String]| ["state", "credential", "id", "threat"].contains(&row[0].as_str());
+        for row in rows(section(&text, heading)) {
+            if is_head(&row) || row[0].starts_with("attack or") || row[0].starts_with("--") {
+                continue;
+            }
+            assert_eq!(row.len(), columns, "{heading}: {row:?}");
+            is_tried(&row[0], &row[columns - 1], &sources);
+            tried += 1;
+        }
+    }
+    assert!(tried > 150, "only {tried} rows");
+}
+
+/// The paragraphs of the sections that promise something name a test, but for those that lead to a table or say what
+/// is trusted.
+#[test]
+fn each_paragraph_that_promises_something_names_a_test() {
+    let text = document();
+    let model = section(&text, "The model");
+    let gate = model.split("**The gate:**").nth(1).unwrap();
+    assert!(!named_tests(gate).is_empty(), "{gate}");
+    for (heading, at_least) in [
+        ("What each process may do", 4),
+        ("Who may do what, with which credential, for how long", 1),
+    ] {
+        let mut paragraphs = 0;
+        for paragraph in section(&text, heading).split("\n\n").map(str::trim) {
+            if paragraph.is_empty() || paragraph.starts_with('|') || paragraph.ends_with(':') {
+                continue;
+            }
+            assert!(!named_tests(paragraph).is_empty(), "{heading}: {paragraph}");
+            paragraphs += 1;
+        }
+        assert!(paragraphs >= at_least, "{heading}: {paragraphs}");
+    }
+}
+
+/// Rust leaves out a file that no other one declares, and says nothing.
+#[test]
+fn each_file_with_tests_is_part_of_a_program() {
+    let sources = sources();
+    let is_root = |path: &Path| {
+        let name = path.file_name().unwrap();
+        let in_tests = path.parent().unwrap().ends_with("tests");
+        name == "main.rs" || name == "lib.rs" || in_tests
+    };
+    let declares = |path: &Path, module: &str| {
+        sources.get(path).is_some_and(|text| {
+            let line = format!("mod {module};");
+            text.lines().any(|l| {
+                l.trim_start_matches("pub(crate) ")
+                    .trim_start_matches("pub(super) ")
+                    .trim_start_matches("pub ")
+                    == line
+            })
+        })
+    };
+    for (path, text) in &sources {
+        if is_root(path) || !(text.contains("#[test]") || text.contains("#[tokio::test")) {
+            continue;
+        }
+        let (folder, stem) = (
+            path.parent().unwrap(),
+            path.file_stem().unwrap().to_str().unwrap(),
+        );
+        let (folder, module) = match stem {
+            "mod" => (
+                folder.parent().unwrap(),
+                folder.file_name().unwrap().to_str().unwrap(),
+            ),
+            stem => (folder, stem),
+        };
+        let above = [
+            folder.join("main.rs"),
+            folder.join("lib.rs"),
+            folder.join("mod.rs"),
+            folder.with_extension("rs"),
+        ];
+        // Or by its path.
+        let by_path = format!("#[path = \"{}\"]", path.file_name().unwrap().to_str().unwrap());
+        let beside = sources
+            .iter()
+            .filter(|(other, _)| other.parent() == path.parent());
+        let found = above.iter().any(|file| declares(file, module))
+            || beside.into_iter().any(|(_, text)| text.contains(&by_path));
+        assert!(
+            found,
+            "{} is in no program: nobody declares {module}",
+            path.display()
+        );
+    }
+    // The look itself.
+    assert!(declares(Path::new("src/lib.rs"), "log"));
+    assert!(!declares(Path::new("src/lib.rs"), "nobody"));
+}
+
+/// The rights that are told are those that the unit has.
+#[test]
+fn the_table_of_rights_is_the_units() {
+    let text = document();
+    let process = rows(section(&text, "What each process may do"));
+    let told: BTreeSet<&str> = process
+        .iter()
+        .flat_map(|row| row[0].split('`').filter(|word| word.starts_with("CAP_")))
+        .collect();
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/portcullis.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let has: Vec<&str> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+        .flat_map(str::split_whitespace)
+        .collect();
+    assert_eq!(told, has.into_iter().collect::<BTreeSet<_>>());
+}
+
+/// One command for any test, and a check after all of them that those of the document passed.
+#[test]
+fn the_commands_are_told_and_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    assert!(document().contains("make test-one NAME="));
+    assert!(read("CONTRIBUTING.md").contains("make test-one NAME="));
+    assert!(read("Makefile").contains("\ntest-one:") && read("Makefile").contains("\ttests/run\n"));
+    let run = read("tests/run");
+    assert!(
+        run.contains("cargo test --locked --workspace --no-fail-fast 2>&1") && run.contains("|| proven ||")
+    );
 }
 
 /// Every test that is named anywhere in the document is one that a harness runs.

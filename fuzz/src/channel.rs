@@ -1,8 +1,9 @@
-//! What the process that speaks to the network tells the agent. Whoever took it over can write any bytes.
+//! The channel between the process that speaks to the network and the agent, both ways. Whoever took the front over
+//! can write any bytes to the agent; what the agent tells the front holds what strangers chose.
 //!
 //! May not live here: what the agent answers (`tests/instances/front.rs`).
 
-use portcullis::channel::{FromFront, Lines, line};
+use portcullis::channel::{FromFront, Lines, ToFront, line};
 use portcullis::policy::audit::chain::{GENESIS, seal};
 use portcullis::policy::audit::who::Who;
 use portcullis::policy::audit::{Event, MAX_LINE, Moment};
@@ -59,6 +60,28 @@ pub fn channel(data: &[u8]) -> bool {
             assert!(sealed.line.len() <= MAX_LINE);
             let told = sealed.event.text();
             assert!(!told.contains(char::is_control), "{told:?}");
+        }
+    }
+    !messages.is_empty()
+}
+
+/// What the agent tells the front: bounded lines, each the same after another way over the channel.
+pub fn front(data: &[u8]) -> bool {
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let read = |bytes: &[u8]| -> Vec<Vec<u8>> {
+        let mut lines = Lines::new(bytes, MOST);
+        let mut messages = Vec::new();
+        while let Ok(Some(message)) = runtime.block_on(lines.next::<ToFront>()) {
+            messages.push(line(&message).unwrap().to_vec());
+        }
+        messages
+    };
+    let messages = read(data);
+    assert!(messages.len() <= data.len());
+    for message in &messages {
+        assert_eq!(message.iter().filter(|byte| **byte == b'\n').count(), 1);
+        if message.len() <= MOST {
+            assert_eq!(read(message).as_slice(), std::slice::from_ref(message));
         }
     }
     !messages.is_empty()

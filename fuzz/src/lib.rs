@@ -10,18 +10,23 @@ mod channel;
 mod documents;
 mod kernel;
 mod keys;
+mod outside;
 mod ssh;
 mod state;
+mod storage;
 
 /// A target: whether there was anything to be read from the bytes. If so, it held.
 pub type Target = fn(&[u8]) -> bool;
 
 /// All targets. Each has seeds below `fuzz/seeds`, and a program in `fuzz/targets`.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("answers", outside::answers),
     ("audit", state::audit),
+    ("certificate", outside::certificate),
     ("channel", channel::channel),
     ("control", documents::control),
     ("foreign", kernel::foreign),
+    ("front", channel::front),
     ("http", documents::http),
     ("injected", keys::injected),
     ("kexinit", ssh::kexinit),
@@ -35,6 +40,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("spec", documents::spec),
     ("spool", state::spool),
     ("sshd", ssh::sshd),
+    ("storage", storage::storage),
 ];
 
 /// Has a target look at bytes.

@@ -9,6 +9,7 @@ use portcullis_protocol::control::{Answer, Request};
 use portcullis_protocol::key::KeyLine;
 use portcullis_protocol::key_report::{Accepted, KeyReport};
 use portcullis_protocol::report::HostKey;
+use portcullis_protocol::text::plain;
 use portcullis_protocol::{AuthorizedKey, CheckId, UserName};
 use serde_json::json;
 
@@ -145,7 +146,7 @@ fn table(keys: &[KeyReport]) -> String {
             key.user.clone(),
             key.algorithm.clone(),
             key.fingerprint.clone(),
-            key.comment.clone(),
+            plain(&key.comment),
             key.source.clone(),
             key.expires
                 .map_or_else(|| "never".to_owned(), |end| format!("{end:.0}")),
@@ -214,7 +215,7 @@ fn audit_text(users: &[AuditedUser]) -> String {
                     user.user.to_string(),
                     line.algorithm.clone(),
                     line.fingerprint.clone(),
-                    line.comment.clone(),
+                    plain(&line.comment),
                     if line.ours { "portcullis" } else { "the user" }.to_owned(),
                     format!("{path}:{}", line.line),
                     line.notes.join("; "),

@@ -6,6 +6,7 @@
 use anstyle::{AnsiColor, Style};
 use jiff::{SignedDuration, Timestamp};
 use portcullis_protocol::situation::Deliveries;
+use portcullis_protocol::text::plain;
 use portcullis_protocol::{Check, Report, Situation, Status};
 
 use super::{Failure, Format, print as print_text, print_json, screen};
@@ -241,7 +242,7 @@ impl Page {
         let longest = longest.unwrap_or_default();
         for check in checks {
             let name = format!("  {:longest$}", check.id);
-            let words = printable(&check.summary);
+            let words = plain(&check.summary);
             let room = self.width.saturating_sub(longest + 4).max(20);
             let cut = if words.chars().count() > room {
                 let start: String = words.chars().take(room - 1).collect();
@@ -258,7 +259,7 @@ impl Page {
     fn hung(&mut self, column: usize, label: &str, label_width: usize, text: &str) {
         let room = self.width.saturating_sub(column).max(20);
         let gap = " ".repeat(column.saturating_sub(label_width));
-        for (at, line) in wrapped(&printable(text), room).iter().enumerate() {
+        for (at, line) in wrapped(&plain(text), room).iter().enumerate() {
             let start = match at {
                 0 => format!("{label}{gap}"),
                 _ => " ".repeat(column),
@@ -289,13 +290,6 @@ fn style(status: Status) -> Style {
 
 pub fn coloured(text: &str, style: Style) -> String {
     format!("{style}{text}{style:#}")
-}
-
-/// What others wrote may not command the terminal, nor look like lines of ours.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
 }
 
 /// Lines of at most so many characters, broken between words; a longer word has a line of its own.

@@ -490,3 +490,6 @@ fn system(doing: &'static str, path: &Path, source: Errno) -> KeyFileError {
 fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
+
+#[cfg(test)]
+mod tests;

@@ -219,6 +219,15 @@ fn nothing_gets_in_at_any_moment_of_a_boot() {
     let lost = nothing_got_in(&machine, &stranger);
     assert_eq!(lost, 0, "knocks at the open port that were dropped");
     machine.ok("test -e /run/answered");
+
+    // It is lockdown that does it: the daemon is as early, and could hide that lockdown did nothing.
+    machine.ok("systemctl mask portcullis");
+    while_knocking(&stranger, machine.instance.addresses(), || {
+        lab.provider.reboot("one").unwrap();
+    });
+    assert_eq!(machine.unit("portcullis", "ActiveState"), "inactive");
+    let lost = nothing_got_in(&machine, &stranger);
+    assert_eq!(lost, 0, "knocks at the open port that were dropped");
 }
 
 /// The positive control: the same boot without the agent.

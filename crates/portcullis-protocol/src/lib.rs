@@ -24,6 +24,7 @@ pub mod secret;
 pub mod situation;
 pub mod source;
 pub mod spec;
+pub mod text;
 
 pub use key::{AuthorizedKey, PublicKey, UserName};
 pub use key_options::KeyOptions;

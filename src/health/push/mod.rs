@@ -9,7 +9,7 @@ pub mod offer;
 pub mod patience;
 mod platform;
 mod service_account;
-mod token;
+pub mod token;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,6 +6,7 @@ use std::io::Write as _;
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{Table, presets};
+use portcullis_protocol::text::plain;
 use portcullis_protocol::{Report, Status};
 use serde::Serialize;
 
@@ -86,9 +87,7 @@ pub(super) fn report(name: &str, report: &Report) -> String {
 
 /// Text from an instance, without what could command the terminal.
 pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    plain(text)
 }
 
 #[cfg(test)]
