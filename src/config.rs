@@ -24,11 +24,15 @@ use crate::policy::access::Policy;
 use crate::policy::key_path::KeyPlace;
 use crate::policy::links::LinkSettings;
 use crate::policy::sshd_drop_in::Wishes;
+use crate::system::files;
 
 /// Where the settings are, unless `--config` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/portcullis/portcullis.toml";
 /// Where the control socket is, unless the settings or `--socket` say otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/portcullis/control.sock";
+
+/// Most bytes of one file of settings: whoever needs more has not written it by hand.
+const MAX_FILE: usize = 1 << 20;
 
 /// Checked settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,23 +184,21 @@ impl Settings {
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let mut settings = Self::default();
         let main = file.unwrap_or(Path::new(DEFAULT_FILE));
-        match std::fs::read_to_string(main) {
-            Ok(text) => settings.apply(&text).map_err(|reason| ConfigError {
-                file: main.into(),
-                reason,
-            })?,
-            Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => {}
-            Err(error) => {
-                return Err(ConfigError {
-                    file: main.into(),
-                    reason: error.to_string(),
-                });
-            }
+        let in_file = |file: &Path, reason| ConfigError {
+            file: file.into(),
+            reason,
+        };
+        match text(main).map_err(|reason| in_file(main, reason))? {
+            Some(text) => settings.apply(&text).map_err(|reason| in_file(main, reason))?,
+            None if file.is_none() => {}
+            None => return Err(in_file(main, "there is no such file".to_owned())),
         }
         for path in drop_ins(main)? {
-            let text = std::fs::read_to_string(&path).map_err(|e| e.to_string());
-            text.and_then(|text| settings.apply(&text))
-                .map_err(|reason| ConfigError { file: path, reason })?;
+            // One that was removed meanwhile says nothing.
+            let text = text(&path).map_err(|reason| in_file(&path, reason))?;
+            settings
+                .apply(&text.unwrap_or_default())
+                .map_err(|reason| in_file(&path, reason))?;
         }
         Ok(settings)
     }
@@ -276,6 +278,16 @@ fn set<T>(target: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *target = value;
     }
+}
+
+/// A file's text; none if there is no file. The boot waits for it, so it must be a file and end.
+fn text(file: &Path) -> Result<Option<String>, String> {
+    let Some(bytes) = files::read(file, MAX_FILE).map_err(|e| e.to_string())? else {
+        return Ok(None);
+    };
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|error| format!("is no text: {error}"))
 }
 
 fn drop_ins(main: &Path) -> Result<Vec<PathBuf>, ConfigError> {

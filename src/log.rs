@@ -93,6 +93,10 @@ pub mod id {
     pub const ENROLLED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e7a";
     /// No certificate yet; it is tried again.
     pub const ENROLMENT_FAILED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e7b";
+    /// The state on disk was not what holds, and is written anew.
+    pub const STATE_RESTORED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e94";
+    /// The disk does not hold what was accepted, and can't be given it.
+    pub const STATE_LOST: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e95";
     /// Something that the daemon needs is missing; it goes on without.
     pub const DEGRADED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0c";
 }

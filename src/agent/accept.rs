@@ -163,11 +163,14 @@ impl Agent {
     }
 
     /// Makes a spec durable, or leaves what was.
-    fn save(&self, spec: &Spec, trial: Option<&Trial>) -> Result<(), Refused> {
+    fn save(&mut self, spec: &Spec, trial: Option<&Trial>) -> Result<(), Refused> {
         let saved = match trial {
             Some(trial) => self.store.save_trial(trial),
             None => self.store.save_spec(spec),
         };
+        if saved.is_ok() && trial.is_none() {
+            self.kept = self.store.stamp();
+        }
         saved.map_err(|error| {
             let taken_back = match trial {
                 Some(_) => self.store.forget_trial(),

@@ -306,6 +306,14 @@ impl Agent {
         }
     }
 
+    /// Writes what was revoked, where that is known.
+    pub(super) fn keep_revocations(&self) -> Result<(), StateError> {
+        match &self.access.revoked {
+            Ok(revoked) if *revoked != Revocations::default() => self.store.save_revocations(revoked),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses a role, or all, from the next request on. What can't be kept on disk holds all the same, as
     /// long as the daemon runs: a door that is to be shut does not stay open for want of space.
     pub(super) fn revoke_access(&mut self, role: Option<Role>, caller: &Caller) -> Answer {

@@ -35,6 +35,7 @@ impl Agent {
             if_generation,
         };
         if matches!(request, Request::Status | Request::Watch) {
+            self.look_at_state();
             self.look_at_exposure_again().await;
         }
         match request {

@@ -92,7 +92,7 @@ enum Event {
     Audit,
     /// The certificate is to be renewed.
     Renewal,
-    /// Nothing that needs doing at once; the watchdog is told that we live.
+    /// Nothing that needs doing at once: the state is looked at, and the watchdog is told that we live.
     Alive,
 }
 
@@ -108,7 +108,7 @@ async fn handle(agent: &mut Agent, event: Event) {
         Event::Deliveries => agent.tell_situation(),
         Event::Audit => agent.tend_audit(),
         Event::Renewal => agent.tend_enrolment(),
-        Event::Alive => {}
+        Event::Alive => agent.look_at_state(),
     }
 }
 

@@ -61,6 +61,14 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
+    /// Writes what is known of them where nothing is.
+    pub(super) fn keep(&self, store: &Store) -> Result<(), StateError> {
+        match &self.used {
+            Ok(used) if !used.is_empty() => store.save_used_tokens(used),
+            _ => Ok(()),
+        }
+    }
+
     /// What is known on disk.
     ///
     /// # Errors

@@ -93,6 +93,14 @@ impl Agent {
         }
     }
 
+    /// Writes the host keys that are known.
+    pub(super) fn keep_host_keys(&self) -> Result<(), StateError> {
+        match &self.seen.host_keys {
+            Ok(Some(keys)) => self.store.save_host_keys(keys),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes the host keys as they are now for this instance's own: whoever asks changed them.
     pub(super) async fn trust_host_keys(&mut self, caller: &Caller) -> Answer {
         self.reconcile(&[Scope::Logins].into()).await;

@@ -9,6 +9,7 @@ mod answer;
 pub mod audit;
 pub mod control;
 pub mod denied;
+mod durable;
 mod endpoint;
 mod enrol;
 pub mod events;
@@ -58,6 +59,7 @@ use crate::system::secret_files::{TLS_KEY, credential};
 use crate::system::systemd;
 use access::Access;
 use denied::Denied;
+use durable::Stamp;
 use enrol::Enrolment;
 use first_contact::Tokens;
 use front::{FrontState, Published};
@@ -127,6 +129,10 @@ pub struct Agent {
     identity: Arc<TlsIdentity>,
     /// Why the TLS key is only in memory, if it is.
     identity_lost: Option<String>,
+    /// The accepted spec's file when it was last seen to hold it.
+    kept: Option<Stamp>,
+    /// How often the state had to be written anew.
+    restored: u64,
     seen: Observations,
     /// When sockets were last looked at.
     exposure_seen: Option<Instant>,
@@ -224,6 +230,8 @@ impl Agent {
             restarter,
             identity,
             identity_lost,
+            kept: None,
+            restored: 0,
             seen,
             exposure_seen: None,
             host_key_alert: None,
@@ -261,8 +269,9 @@ impl Agent {
         &self.outbox
     }
 
-    /// What was reported is on disk when this returns, as far as it is not delivered.
+    /// What was accepted and reported is on disk when this returns, as far as it is not delivered.
     pub async fn close(&mut self) {
+        self.keep_durable();
         self.outbox.close().await;
     }
 
@@ -425,6 +434,7 @@ impl Agent {
     }
 
     fn publish(&mut self) {
+        self.keep_durable();
         self.seen.trial_until = self.trial.as_ref().map(|trial| trial.until);
         let previous = self.report.take();
         let report = report::write(

@@ -277,6 +277,11 @@ impl Store {
         self.write(REVOKED_FILE, &serde_json::to_vec(revoked).unwrap_or_default())
     }
 
+    /// The accepted spec's file.
+    pub(super) fn spec_path(&self) -> PathBuf {
+        self.folder.join(SPEC_FILE)
+    }
+
     /// A file of the folder.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)

@@ -41,6 +41,7 @@ pub fn run(global: &Global) -> Result<(), Failure> {
         let conflicts = neighbours::look(&gate.planned, &settings.links).await;
         let exposure = exposure::look(&gate, &conflicts, &settings.links, false).await;
         let seen = Observations {
+            durable: Ok(0),
             gate,
             trial_until: None,
             systemd,

@@ -146,6 +146,30 @@ impl TlsIdentity {
         Ok(())
     }
 
+    /// Writes it where the folder has no key: one that is there is left alone, whatever it is.
+    ///
+    /// # Errors
+    /// When it can't be written, or it can't be told whether one is there.
+    pub fn keep(&self, state: &Path) -> io::Result<()> {
+        let key_file = state.join(KEY_FILE);
+        if key_file.try_exists().map_err(|e| named(&key_file, &e))? {
+            return Ok(());
+        }
+        let (certificate, key) = self.client_pem();
+        let certified = self
+            .certified
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Some(certified) = certified {
+            self.certify(state, certified)?;
+        }
+        let certificate_file = state.join(CERTIFICATE_FILE);
+        files::replace(&certificate_file, certificate.as_bytes(), 0o644)
+            .map_err(|e| named(&certificate_file, &e))?;
+        files::replace(&key_file, key.expose().as_bytes(), 0o600).map_err(|e| named(&key_file, &e))
+    }
+
     /// A signing request by the key, PEM: the key stays here.
     ///
     /// # Errors

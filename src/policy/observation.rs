@@ -268,6 +268,9 @@ pub struct Observations {
     pub gate: Arc<Gate>,
     /// Until when the spec has to be confirmed, if it is on trial.
     pub trial_until: Option<Timestamp>,
+    /// How often the state on disk had to be written anew because it was gone or another; or why the disk does not
+    /// hold what was accepted.
+    pub durable: Observed<u64>,
     /// systemd.
     pub systemd: Systemd,
     /// sshd.
@@ -301,6 +304,7 @@ impl Observations {
                 ..Gate::default()
             }),
             trial_until: None,
+            durable: Ok(0),
             systemd: Systemd {
                 manager_state: unseen(reason),
                 systemctl: unseen(reason),

@@ -1,4 +1,4 @@
-//! What tests of the gate in a namespace share: specs, plans, and a runtime as the daemon has it.
+//! What tests of the gate share: specs, plans, a runtime as the daemon has it, and the table as text.
 
 use std::time::Duration;
 
@@ -40,6 +40,17 @@ pub fn planned(peers: u32, rules: &[&str]) -> Ruleset {
         spec: Some(&spec),
         ..Inputs::default()
     })
+}
+
+/// Our table as `nft -s list table` prints it, without who owns it: the same for a daemon and the next one.
+pub fn as_held(listed: &str) -> String {
+    let lines = listed
+        .lines()
+        .map(|line| line.split(" # progname").next().unwrap_or_default());
+    lines
+        .filter(|line| !line.starts_with("\tflags"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 pub fn read(nftables: &mut Nftables) -> Held {

@@ -13,6 +13,7 @@ use portcullis_protocol::{Report, Spec};
 use serde_json::json;
 
 use crate::common::knock::{counters, while_knocking, witness};
+use crate::common::table::as_held;
 use crate::common::{Namespace, eventually, host_and_stranger};
 
 /// How long a daemon may take to be there.
@@ -117,16 +118,37 @@ impl Bench {
 
     /// Starts it.
     pub fn spawn(&mut self) {
+        self.spawn_after("true");
+    }
+
+    /// Starts it up to the moment before the program: whoever traces it lets it go on.
+    pub fn spawn_stopped(&mut self) {
+        self.spawn_after("kill -STOP $$");
+        let stat = format!("/proc/{}/stat", self.pid());
+        eventually(START_TIME, "it waits", || {
+            let said = fs::read_to_string(&stat).unwrap();
+            let state = said.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
+            if state == Some(Some('T')) {
+                Ok(())
+            } else {
+                Err(said)
+            }
+        });
+    }
+
+    fn spawn_after(&mut self, first: &str) {
         assert!(self.child.is_none(), "there is a daemon");
-        let mounts = "mount --bind $0/passwd /etc/passwd && mount --bind $0/home /home && \
-                      mount --bind $0/ssh /etc/ssh && exec $1 --config $0/portcullis.toml run";
+        let mounts = format!(
+            "mount --bind $0/passwd /etc/passwd && mount --bind $0/home /home && \
+             mount --bind $0/ssh /etc/ssh && {first} && exec $1 --config $0/portcullis.toml run"
+        );
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.path("log"))
             .unwrap();
         let child = self
-            .inside(&["unshare", "--mount", "sh", "-c", mounts])
+            .inside(&["unshare", "--mount", "sh", "-c", &mounts])
             .arg(self.folder.path())
             .arg(env!("CARGO_BIN_EXE_portcullis"))
             .stdin(Stdio::null())
@@ -163,7 +185,8 @@ impl Bench {
             .unwrap()
     }
 
-    fn inside(&self, words: &[&str]) -> Command {
+    /// A command inside of its network.
+    pub fn inside(&self, words: &[&str]) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", self.host.name()]).args(words);
         command
@@ -209,14 +232,7 @@ impl Bench {
             .inside(&["nft", "-s", "list", "table", "inet", "portcullis"])
             .output()
             .unwrap();
-        let text = String::from_utf8(listed.stdout).unwrap();
-        let lines = text
-            .lines()
-            .map(|line| line.split(" # progname").next().unwrap_or_default());
-        lines
-            .filter(|line| !line.starts_with("\tflags"))
-            .collect::<Vec<_>>()
-            .join("\n")
+        as_held(&String::from_utf8(listed.stdout).unwrap())
     }
 
     /// What the daemons of this bench have logged.
@@ -247,12 +263,23 @@ impl Bench {
         let counter = counters(&self.host.run("nft -j list counters table inet witness"));
         for family in ["ipv4", "ipv6"] {
             let of = |what: &str| counter(&format!("{what}_{family}"));
-            assert_eq!(of("passed_closed"), 0, "packets passed over {family}");
             assert_eq!(
                 of("passed_open"),
                 of("arrived_open"),
                 "what was let in, over {family}"
             );
+        }
+        self.let_nothing_else_in()
+    }
+
+    /// As [`Self::was_never_open`], where there was not always a spec.
+    #[track_caller]
+    pub fn let_nothing_else_in(&self) -> [u64; 2] {
+        let counter = counters(&self.host.run("nft -j list counters table inet witness"));
+        for family in ["ipv4", "ipv6"] {
+            let of = |what: &str| counter(&format!("{what}_{family}"));
+            assert_eq!(of("passed_closed"), 0, "packets passed over {family}");
+            assert!(of("passed_open") > 0, "nothing was let in over {family}");
             assert!(of("arrived_closed") > 100 && of("arrived_open") > 100, "{family}");
         }
         ["arrived_closed", "passed_open"]

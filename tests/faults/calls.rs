@@ -135,20 +135,21 @@ impl Turns {
 }
 
 /// Whether every system call is tried.
-fn all() -> bool {
+pub fn all() -> bool {
     std::env::var("FAULTS").is_ok_and(|value| value == "all")
 }
 
 /// How often something was tried, by what it was.
 #[derive(Default)]
-struct Tally {
+pub struct Tally {
     tried: BTreeMap<String, u32>,
-    survived: u32,
-    made: u32,
+    pub survived: u32,
+    pub made: u32,
 }
 
 impl Tally {
-    fn tell(&self, what: &str) {
+    /// Prints it; all have to be survived.
+    pub fn tell(&self, what: &str) {
         let tried: u32 = self.tried.values().sum();
         println!(
             "{what}: {tried} tried, {} survived; {} made the change",
@@ -160,8 +161,8 @@ impl Tally {
         assert_eq!(tried, self.survived);
     }
 
-    /// The name of a call, without what it was about.
-    fn count(&mut self, call: &str) {
+    /// Counts a call by its name, without what it was about.
+    pub fn count(&mut self, call: &str) {
         let name = call.split(' ').next().unwrap_or_default();
         *self.tried.entry(name.to_owned()).or_default() += 1;
     }

@@ -1,5 +1,5 @@
 //! What goes wrong at any moment: the daemon is killed at each of its system calls, each of its file calls fails,
-//! and each file of its state is damaged. The gate is never open, nothing that was accepted is lost, and no hand
+//! each file of its state and of its settings is damaged, and its state is taken away. The gate is never open, nothing that was accepted is lost, and no hand
 //! is needed.
 //!
 //! The daemon runs in network and mount namespaces of its own, with its own users, homes and sshd's settings: those
@@ -17,5 +17,9 @@ mod common;
 
 mod bench;
 mod calls;
+mod damage;
+mod lost_state;
+mod settings;
+mod starts;
 mod state_files;
 mod tracer;

@@ -4,59 +4,11 @@
 //! May not live here: faults while the daemon runs (`calls`).
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
-
 use crate::bench::Bench;
-
-/// What a file is after it was damaged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Damage {
-    /// A bit in the middle is another.
-    Flipped,
-    /// A third of it is there.
-    Truncated,
-    Empty,
-    /// A folder stands in its place.
-    Folder,
-    /// A link to a device without an end.
-    Endless,
-    /// A named pipe, to which nobody writes.
-    Pipe,
-    /// What a later version wrote.
-    Newer,
-    /// A gibibyte of nothing.
-    Huge,
-}
-
-use Damage::{Empty, Endless, Flipped, Folder, Huge, Newer, Pipe, Truncated};
-
-const DAMAGES: [Damage; 8] = [Flipped, Truncated, Empty, Folder, Endless, Pipe, Newer, Huge];
-
-impl Damage {
-    fn apply(self, path: &Path) {
-        let mut bytes = fs::read(path).unwrap();
-        fs::remove_file(path).unwrap();
-        match self {
-            Flipped => {
-                let middle = bytes.len() / 2;
-                bytes[middle] ^= 0x80;
-                fs::write(path, bytes).unwrap();
-            }
-            Truncated => fs::write(path, &bytes[..bytes.len() / 3]).unwrap(),
-            Empty => fs::write(path, "").unwrap(),
-            Folder => fs::create_dir(path).unwrap(),
-            Endless => symlink("/dev/zero", path).unwrap(),
-            Pipe => mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap(),
-            Newer => fs::write(path, r#"{"version":99,"later":[{}]}"#).unwrap(),
-            Huge => File::create(path).unwrap().set_len(1 << 30).unwrap(),
-        }
-    }
-}
+use crate::damage::{DAMAGES, Damage};
 
 /// What is in the state folder, and one of which words has to be said when it is damaged; no words where nothing is
 /// lost that anybody could miss.
@@ -240,7 +192,7 @@ fn try_one(bench: &mut Bench, good: &Good, (name, words): (&str, &[&str]), damag
     // It is as able to change as before, once what stands in the way is moved out of it.
     let said = match name {
         "spec.json" | "trial.json" => {
-            if damage == Folder {
+            if damage == Damage::Folder {
                 fs::remove_dir(&path).unwrap();
             }
             bench.portcullis(

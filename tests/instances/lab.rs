@@ -20,6 +20,7 @@ use portcullis_provision::userdata::UserDataOptions;
 use portcullis_provision::wait::wait;
 
 pub use crate::common::eventually;
+use crate::common::table::as_held;
 
 /// The user whose keys are injected.
 pub const USER: &str = "ubuntu";
@@ -255,14 +256,7 @@ impl Machine {
     /// Our table as the kernel holds it, without the counters' numbers and without who owns it.
     #[track_caller]
     pub fn table(&self) -> String {
-        let table = self.ok("nft -s list table inet portcullis");
-        let lines = table
-            .lines()
-            .map(|line| line.split(" # progname").next().unwrap_or_default());
-        lines
-            .filter(|line| !line.starts_with("\tflags"))
-            .collect::<Vec<_>>()
-            .join("\n")
+        as_held(&self.ok("nft -s list table inet portcullis"))
     }
 
     /// Changes a setting of the image and restarts the daemon.

@@ -35,6 +35,7 @@ mod endpoint;
 mod enrol;
 mod example;
 mod exposure;
+mod fault_boots;
 mod fault_storms;
 mod faults;
 mod first_contact;

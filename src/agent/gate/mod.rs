@@ -359,13 +359,15 @@ fn seen(planned: Arc<Ruleset>, held: Observed<Option<Held>>, applied: Observed<(
 /// Only when the kernel holds no gate afterwards.
 pub fn lockdown(config: Option<&Path>) -> Result<String, String> {
     let settings = Settings::load(config).unwrap_or_else(|error| {
-        error!(MESSAGE_ID = id::DEGRADED, %error, "the settings can't be used: the defaults are");
+        let reason = one_line(&error);
+        error!(MESSAGE_ID = id::DEGRADED, %error, "the settings can't be used, the defaults are: {reason}");
         Settings::default()
     });
     let spec = super::state::Store::new(&settings.state_dir)
         .spec()
         .unwrap_or_else(|error| {
-            error!(MESSAGE_ID = id::DEGRADED, %error, "the accepted spec can't be used: nothing is let in");
+            let reason = one_line(&error);
+            error!(MESSAGE_ID = id::DEGRADED, %error, "the accepted spec can't be used, nothing is let in: {reason}");
             None
         });
     let mut keeper = Gatekeeper::new(&settings).map_err(|e| e.to_string())?;
@@ -384,4 +386,9 @@ pub fn lockdown(config: Option<&Path>) -> Result<String, String> {
         Some(_) => Err("the kernel does not hold what it was given".to_owned()),
         None => Err("the kernel does not hold the table that it was given".to_owned()),
     }
+}
+
+/// A console and a journal show the message alone, and the next line of a message looks like another one.
+fn one_line(error: &dyn std::fmt::Display) -> String {
+    error.to_string().lines().collect::<Vec<_>>().join("; ")
 }

@@ -7,7 +7,7 @@ use portcullis_protocol::{Protocol, Spec, Status};
 
 use super::{Finding, NO_SPEC};
 use crate::policy::firewall::{GATE, peer_set};
-use crate::policy::observation::{Gate, Sshd};
+use crate::policy::observation::{Gate, Observed, Sshd};
 use crate::policy::ruleset::{Family, Hook, PREROUTING, PRIORITY_DNAT, Ruleset, Verdict};
 
 fn held(gate: &Gate) -> Result<&Ruleset, Finding> {
@@ -24,7 +24,7 @@ fn held(gate: &Gate) -> Result<&Ruleset, Finding> {
     }
 }
 
-pub fn applied(gate: &Gate, trial_until: Option<Timestamp>) -> Finding {
+pub fn applied(gate: &Gate, trial_until: Option<Timestamp>, durable: &Observed<u64>) -> Finding {
     if let Err(reason) = &gate.applied {
         return Finding::fail(reason.clone(), "the message names what the kernel refused");
     }
@@ -34,15 +34,21 @@ pub fn applied(gate: &Gate, trial_until: Option<Timestamp>) -> Finding {
     };
     let diff = held.diff(&gate.planned);
     let rules: usize = held.chains.iter().map(|chain| chain.rules.len()).sum();
-    let finding = match diff.first() {
-        None => Finding::pass(format!(
+    let finding = match (diff.first(), durable) {
+        (None, Err(reason)) => Finding::warn(
+            format!("the kernel holds the planned ruleset, and the disk does not hold what it is for: {reason}"),
+            "after a reboot an older spec holds, or none: give the state folder its disk, or room, again; what the \
+             daemon holds is then written anew",
+        )
+        .with("durable", false),
+        (None, Ok(_)) => Finding::pass(format!(
             "the kernel holds the planned ruleset: {rules} rules, {} sets{}",
             held.sets.len(),
             trial_until.map_or_else(String::new, |until| format!(
                 "; it awaits confirmation until {until:.0}"
             ))
         )),
-        Some(first) => Finding::fail(
+        (Some(first), _) => Finding::fail(
             format!(
                 "the kernel holds something else in {} lines; {}",
                 diff.len(),
@@ -57,6 +63,14 @@ pub fn applied(gate: &Gate, trial_until: Option<Timestamp>) -> Finding {
     let evidence = [
         ("changed_by", gate.culprit.clone()),
         ("confirm_until", trial_until.map(|until| until.to_string())),
+        (
+            "state_restored",
+            durable
+                .as_ref()
+                .ok()
+                .filter(|times| **times > 0)
+                .map(u64::to_string),
+        ),
         (
             "older_sessions",
             (gate.kept > 0).then(|| format!("with {} hosts", gate.kept)),

@@ -130,7 +130,7 @@ fn find(id: CheckId, spec: Option<&Spec>, seen: &Observations) -> Finding {
         CheckId::SshdAlgorithms => algorithms::sshd_algorithms(&seen.sshd),
         CheckId::KeysInstalled => keys::installed(spec, &seen.keys, &seen.unfit),
         CheckId::KeysAccepted => keys::accepted(spec, &seen.keys),
-        CheckId::FirewallApplied => gate::applied(&seen.gate, seen.trial_until),
+        CheckId::FirewallApplied => gate::applied(&seen.gate, seen.trial_until, &seen.durable),
         CheckId::FirewallDefaultDeny => gate::default_deny(&seen.gate),
         CheckId::FirewallSshAllowed => gate::ssh_allowed(spec, &seen.sshd),
         CheckId::FirewallContainers => gate::containers(&seen.gate),

@@ -45,6 +45,7 @@ fn world() -> (Spec, Observations) {
             ..Gate::default()
         }),
         trial_until: None,
+        durable: Ok(0),
         systemd: Systemd {
             manager_state: Ok("running".into()),
             systemctl: Ok("running".into()),
