@@ -13,7 +13,7 @@ use portcullis_protocol::control::{Answer, MAX_LINE, Request};
 use portcullis_protocol::{Report, Secret};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::config::LimitSettings;
@@ -128,8 +128,11 @@ pub fn line<T: Serialize>(message: &T) -> io::Result<Zeroizing<Vec<u8>>> {
 
 /// Messages from the other end, one by one.
 pub struct Lines<R> {
-    source: BufReader<R>,
-    line: Zeroizing<Vec<u8>>,
+    source: R,
+    /// What was read and not handed on. Wiped after each message: no buffer keeps its rest.
+    read: Zeroizing<Vec<u8>>,
+    /// How much of it holds no end of a line.
+    looked_at: usize,
     most: usize,
 }
 
@@ -137,8 +140,9 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     /// Lines of at most that many bytes, without their ends.
     pub fn new(source: R, most: usize) -> Self {
         Self {
-            source: BufReader::new(source),
-            line: Zeroizing::new(Vec::with_capacity(KEPT)),
+            source,
+            read: Zeroizing::new(Vec::with_capacity(KEPT)),
+            looked_at: 0,
             most,
         }
     }
@@ -150,25 +154,51 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     pub async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
         loop {
-            let room = (self.most + 1).saturating_sub(self.line.len()) as u64;
-            let mut limited = (&mut self.source).take(room);
-            let read = limited.read_until(b'\n', &mut self.line).await?;
-            if self.line.ends_with(b"\n") {
-                let message = serde_json::from_slice(&self.line);
-                self.line.zeroize();
-                self.line.shrink_to(KEPT);
-                return message.map(Some).map_err(|e| invalid(e.to_string()));
-            }
-            if self.line.len() > self.most {
+            let end = self.read[self.looked_at..].iter().position(|byte| *byte == b'\n');
+            let length = end.map_or(self.read.len(), |end| self.looked_at + end);
+            if length > self.most {
                 return Err(invalid(format!("a message has more than {} bytes", self.most)));
             }
-            if read == 0 {
-                return match self.line.is_empty() {
+            if end.is_some() {
+                let message = serde_json::from_slice(&self.read[..length]);
+                self.forget(length + 1);
+                return message.map(Some).map_err(|e| invalid(e.to_string()));
+            }
+            self.looked_at = length;
+            self.make_room();
+            // Little at once: what comes after a message is moved.
+            let mut some = (&mut self.source).take(KEPT as u64);
+            if some.read_buf(&mut *self.read).await? == 0 {
+                return match self.read.is_empty() {
                     true => Ok(None),
                     false => Err(io::ErrorKind::UnexpectedEof.into()),
                 };
             }
         }
+    }
+
+    /// Room for more. A vector that grows by itself would leave its old place as it was.
+    fn make_room(&mut self) {
+        if self.read.len() == self.read.capacity() {
+            self.replace(self.read.len() * 2, 0);
+        }
+    }
+
+    /// Wipes a message, and keeps what came after it.
+    fn forget(&mut self, length: usize) {
+        self.looked_at = 0;
+        if self.read.len() == length && self.read.capacity() <= KEPT {
+            self.read.zeroize();
+        } else {
+            self.replace(self.read.len() - length, length);
+        }
+    }
+
+    /// Moves what is there, but for its beginning, to a place with that much room; the old place is wiped.
+    fn replace(&mut self, room: usize, from: usize) {
+        let mut read = Zeroizing::new(Vec::with_capacity(room.max(KEPT)));
+        read.extend_from_slice(&self.read[from..]);
+        self.read = read;
     }
 }
 

@@ -37,7 +37,7 @@ const MAX_FILE: usize = 1 << 20;
 /// Checked settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The spec as injected at first boot.
+    /// The spec as injected at first boot: a file, or `credential:NAME`.
     pub spec_file: PathBuf,
     /// Durable state; root's, mode 0700.
     pub state_dir: PathBuf,
@@ -210,7 +210,7 @@ impl Settings {
     pub fn apply(&mut self, text: &str) -> Result<(), String> {
         let raw: RawFile = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
         let mut new = self.clone();
-        set(&mut new.spec_file, absolute("paths.spec", raw.paths.spec)?);
+        set(&mut new.spec_file, report::named("paths.spec", raw.paths.spec)?);
         set(&mut new.state_dir, absolute("paths.state", raw.paths.state)?);
         set(&mut new.socket, absolute("paths.socket", raw.paths.socket)?);
         set(
@@ -408,6 +408,10 @@ mod tests {
             ("[keys]\nfile = \"etc\"", "`home` or `system`"),
             ("[audit]\nmax_bytes = 4096", "audit.max_bytes: from 131072"),
             ("[keys", "line 1"),
+            (
+                "[paths]\nspec = \"credential:a/b\"",
+                "paths.spec: \"a/b\" is not the name",
+            ),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

@@ -47,6 +47,8 @@ pub mod id {
     pub const REPORT_DROPPED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e6d";
     /// The credentials for pushing reports can't be used.
     pub const REPORT_CREDENTIALS: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e6e";
+    /// A credential of systemd can't be used: the enrolment token, the external id.
+    pub const CREDENTIAL: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e90";
     /// A spec that was on trial was confirmed.
     pub const SPEC_CONFIRMED: &str = "5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e0e";
     /// A spec that was on trial was given up.

@@ -4,6 +4,7 @@
 //! May not live here: what the agent answers (`tests/instances/front.rs`).
 
 use portcullis::channel::{FromFront, Lines, ToFront, line};
+use portcullis::identity::caller;
 use portcullis::policy::audit::chain::{GENESIS, seal};
 use portcullis::policy::audit::who::Who;
 use portcullis::policy::audit::{Event, MAX_LINE, Moment};
@@ -49,10 +50,8 @@ pub fn channel(data: &[u8]) -> bool {
             if let Request::Apply { spec, .. } = request {
                 assert!(spec.check().is_ok());
             }
-            let who = Who::remote(
-                remote.address.ip().to_string(),
-                remote.chain.first().map(Vec::as_slice),
-            );
+            let shown = remote.chain.first().and_then(|der| caller::read(der).ok());
+            let who = Who::remote(remote.address.ip().to_string(), shown.as_ref());
             // As it gets into the audit log, and from there into the journal.
             let mut event = Event::note(moment(), "x", None);
             event.who = who;

@@ -19,6 +19,7 @@ use super::{Agent, Scope};
 use crate::identity::caller::Authority;
 use crate::log::id;
 use crate::policy::danger::dangers;
+use crate::system::secret_files::place;
 use crate::system::{callers, files};
 
 /// Why a spec is not accepted: the kind, and the reason for the operator. Nothing changed then.
@@ -64,7 +65,7 @@ impl Terms {
 impl Agent {
     /// Looks at the injected spec file.
     pub async fn take_spec_file(&mut self) {
-        let path = self.settings.spec_file.clone();
+        let path = place(&self.settings.spec_file);
         let bytes = match files::read(&path, MAX_SPEC_BYTES) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return,

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use portcullis_protocol::Spec;
 use portcullis_protocol::access::{AccessList, LastUse, Revoked, Role, RoleAccess};
 use portcullis_protocol::control::{Answer, HandshakeRefusal, Refusal, Request};
+use portcullis_protocol::{Secret, Spec};
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
@@ -20,6 +20,7 @@ use crate::identity::caller::Authority;
 use crate::log::id;
 use crate::policy::access::{Certificate, Denial, Need, Policy, need};
 use crate::system::callers;
+use crate::system::secret_files::{EXTERNAL_ID, credential};
 
 const FILE: &str = "access.json";
 const MAX_BYTES: usize = 1 << 16;
@@ -102,6 +103,8 @@ pub struct Access {
     policy: Policy,
     /// What is revoked, or why that can't be read: then nobody is let in.
     revoked: Result<Revocations, String>,
+    /// The credential's external id, which counts where the spec has none, or why it can't be read: then nobody is let in.
+    external_id: Result<Option<Secret>, String>,
     /// The authority that was used last; most requests are of the same spec.
     authority: Option<Authority>,
     last_use: BTreeMap<Role, LastUse>,
@@ -120,9 +123,19 @@ impl Access {
                 "what was revoked can't be read, so nobody is let in over HTTPS: {reason}; {WAY_OUT}"
             );
         }
+        let external_id = credential(EXTERNAL_ID);
+        if let Err(reason) = &external_id {
+            error!(
+                MESSAGE_ID = id::CREDENTIAL,
+                REASON = reason,
+                "the external id of the credential can't be read, so nobody is let in over HTTPS unless the spec has \
+                 one: {reason}"
+            );
+        }
         Self {
             policy,
             revoked,
+            external_id,
             authority: None,
             last_use: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -151,9 +164,10 @@ impl Access {
                 return (shown, Err(denial));
             }
         };
-        let control_plane = spec.and_then(|spec| spec.control_plane.as_ref());
-        let external_id = control_plane.and_then(|control| control.external_id.as_ref());
-        let role = self.policy.role(&certificate, external_id, now);
+        let role = match self.external_id(spec) {
+            Ok(external_id) => self.policy.role(&certificate, external_id, now),
+            Err(_) => Err(Denial::Closed),
+        };
         let role = role.and_then(|role| {
             match &self.revoked {
                 Err(_) => return Err(Denial::Closed),
@@ -163,6 +177,15 @@ impl Access {
             self.policy.permit(role, &need(request, spec)).map(|()| role)
         });
         (Some(certificate), role)
+    }
+
+    /// What certificates have to name: the spec's external id, or the credential's.
+    fn external_id<'a>(&'a self, spec: Option<&'a Spec>) -> Result<Option<&'a Secret>, &'a String> {
+        let control_plane = spec.and_then(|spec| spec.control_plane.as_ref());
+        match control_plane.and_then(|control| control.external_id.as_ref()) {
+            Some(id) => Ok(Some(id)),
+            None => self.external_id.as_ref().map(Option::as_ref),
+        }
     }
 
     fn verified(&mut self, remote: &Remote, spec: Option<&Spec>, now: i64) -> Result<Certificate, Denial> {
@@ -207,7 +230,8 @@ impl Access {
     }
 
     fn list(&self, spec: Option<&Spec>) -> AccessList {
-        let control_plane = spec.and_then(|spec| spec.control_plane.as_ref());
+        let external_id = self.external_id(spec);
+        let revoked = self.revoked.as_ref().err();
         let roles = Role::ALL.into_iter().map(|role| RoleAccess {
             role,
             permissions: self.policy.permissions(role).into_iter().collect(),
@@ -221,13 +245,11 @@ impl Access {
         });
         AccessList {
             authority: spec.and_then(Spec::client_ca).is_some(),
-            external_id: control_plane.is_some_and(|control| control.external_id.is_some()),
+            external_id: !matches!(external_id, Ok(None)),
             max_lifetime_s: self.policy.max_lifetime.as_secs(),
-            closed: self
-                .revoked
-                .as_ref()
-                .err()
-                .map(|reason| format!("{reason}; {WAY_OUT}")),
+            closed: revoked
+                .map(|reason| format!("{reason}; {WAY_OUT}"))
+                .or_else(|| external_id.err().cloned()),
             roles: roles.collect(),
             refused: self.refused.iter().map(|(r, n)| ((*r).to_owned(), *n)).collect(),
         }

@@ -15,6 +15,7 @@ use portcullis_protocol::control::{Answer, Request};
 use super::Agent;
 use super::accept::Refused;
 use super::control::Caller;
+use crate::identity::caller::read;
 use crate::policy::audit::asked::{Asked, Became};
 use crate::policy::audit::changes::Changes;
 use crate::policy::audit::who::Who;
@@ -117,8 +118,8 @@ fn who(caller: &Caller) -> Who {
             }
         }
         Caller::Remote(remote) => {
-            let certificate = remote.chain.first().map(Vec::as_slice);
-            Who::remote(remote.address.to_string(), certificate)
+            let shown = remote.chain.first().and_then(|der| read(der).ok());
+            Who::remote(remote.address.to_string(), shown.as_ref())
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::policy::conflicts::Comparison;
 use crate::policy::observation::{Gate, Observed};
 use crate::policy::storage::Storage;
 use crate::system::alarm::Alarm;
+use crate::system::secret_files::is_credential;
 use crate::system::systemd;
 use crate::system::watch::{Topic, Watch};
 
@@ -310,11 +311,14 @@ impl Sources {
 fn open_watch(settings: &Settings) -> Option<Watch> {
     let open = || -> std::io::Result<Watch> {
         let mut watch = Watch::new()?;
-        if let Some(folder) = settings.spec_file.parent() {
-            // Packaged; made here too for images without the package.
-            let _ = std::fs::create_dir_all(folder);
+        // A credential does not change.
+        if !is_credential(&settings.spec_file) {
+            if let Some(folder) = settings.spec_file.parent() {
+                // Packaged; made here too for images without the package.
+                let _ = std::fs::create_dir_all(folder);
+            }
+            watch.file(Topic::Spec, &settings.spec_file)?;
         }
-        watch.file(Topic::Spec, &settings.spec_file)?;
         // Who is locked, or in which group, decides as well who gets in.
         for file in ["/etc/passwd", "/etc/shadow", "/etc/group"] {
             watch.file(Topic::Accounts, Path::new(file))?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use portcullis_protocol::control::{Answer, Refusal};
 use portcullis_protocol::identity::{FirstContact, from_hex, is_nonce, to_hex};
+use portcullis_protocol::spec::guessable;
 use portcullis_protocol::{Secret, Spec};
 use ring::hmac;
 use ring::rand::SystemRandom;
@@ -19,6 +20,7 @@ use super::control::refused;
 use super::state::{StateError, Store};
 use crate::log::id;
 use crate::system::clock;
+use crate::system::secret_files::{ENROLMENT_TOKEN, credential};
 
 const FILE: &str = "used-tokens.json";
 const MAX_BYTES: usize = 1 << 20;
@@ -52,6 +54,8 @@ impl Store {
 /// Which tokens are over, and the questions that are put to those who claim to know one.
 pub(super) struct Tokens {
     used: Result<Vec<String>, String>,
+    /// The credential's token, until it was used. It is good where the spec has none.
+    given: Option<Secret>,
     /// Signs challenges, so that none has to be remembered: strangers may ask for as many as they like.
     challenges: hmac::Key,
 }
@@ -75,10 +79,27 @@ impl Tokens {
             warn!(MESSAGE_ID = id::DEGRADED, %error, "no enrolment token is believed: which were used is not known");
             error.to_string()
         });
-        Ok(Self {
+        let mut tokens = Self {
             used,
+            given: None,
             challenges: random.map_err(|_| "the system gives no random numbers".to_owned())?,
-        })
+        };
+        let given = credential(ENROLMENT_TOKEN).unwrap_or_else(|reason| {
+            warn!(
+                MESSAGE_ID = id::CREDENTIAL,
+                REASON = reason,
+                "the enrolment token of the credential can't be used: {reason}"
+            );
+            None
+        });
+        tokens.given = given.filter(|token| !tokens.is_used(token));
+        if let Some(reason) = tokens.given.as_ref().and_then(guessable) {
+            warn!(
+                MESSAGE_ID = id::SPEC_WARNINGS,
+                "credential {ENROLMENT_TOKEN}: {reason}"
+            );
+        }
+        Ok(tokens)
     }
 
     /// Whether this token was used.
@@ -126,9 +147,10 @@ pub(super) fn mac_key(token: &Secret) -> hmac::Key {
 }
 
 impl Agent {
-    /// The token of the spec that holds, if it was not used.
+    /// The token of the spec that holds, or the credential's where it has none, if it was not used.
     pub(super) fn token(&self) -> Option<&Secret> {
-        let token = self.spec.as_deref()?.enrolment_token()?;
+        let of_spec = self.spec.as_deref()?.enrolment_token();
+        let token = of_spec.or(self.tokens.given.as_ref())?;
         (self.tokens.used.is_ok() && !token.is_empty()).then_some(token)
     }
 
@@ -173,16 +195,19 @@ impl Agent {
         }
     }
 
-    /// Never uses the token again, and forgets it: on disk, in memory.
+    /// Never uses the token again, and forgets it: on disk, in memory. A credential's token beside the spec's is
+    /// over as well: it would be a second first contact, that nobody waits for.
     pub(super) async fn use_up_token(&mut self, why: &str) -> Result<(), StateError> {
-        let Some(token) = self.token() else {
+        if self.token().is_none() {
             return Ok(());
-        };
+        }
+        let of_spec = self.spec.as_deref().and_then(Spec::enrolment_token);
         let mut used = self.tokens.used.clone().unwrap_or_default();
-        used.push(hash(token));
+        used.extend(of_spec.into_iter().chain(&self.tokens.given).map(hash));
         used.drain(..used.len().saturating_sub(MAX_USED));
         self.store.save_used_tokens(&used)?;
         self.tokens.used = Ok(used);
+        self.tokens.given = None;
         // From here on it is over, whatever else fails.
         let strip = |tokens: &Tokens, spec: &Arc<Spec>| Arc::new(tokens.stripped(Spec::clone(spec)));
         self.spec = self.spec.as_ref().map(|spec| strip(&self.tokens, spec));

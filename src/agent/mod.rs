@@ -55,6 +55,7 @@ use crate::policy::host_keys::Change;
 use crate::policy::key_sources::Unfit;
 use crate::policy::observation::{Gate, KeyState, Observations, Observed};
 use crate::policy::storage::Storage;
+use crate::system::secret_files::{TLS_KEY, credential};
 use crate::system::systemd;
 use access::Access;
 use denied::Denied;
@@ -476,8 +477,12 @@ impl Agent {
 
 /// The kept identity, or one in memory and why.
 fn load_identity(store: &Store) -> Result<(TlsIdentity, Option<String>), String> {
-    let kept = store.folder().map_err(|e| e.to_string());
-    match kept.and_then(|folder| TlsIdentity::load_or_create(folder).map_err(|e| e.to_string())) {
+    let load = || {
+        let given = credential(TLS_KEY)?;
+        let folder = store.folder().map_err(|e| e.to_string())?;
+        TlsIdentity::load_or_create(folder, given.as_ref()).map_err(|e| e.to_string())
+    };
+    match load() {
         Ok(identity) => Ok((identity, None)),
         Err(reason) => {
             error!(

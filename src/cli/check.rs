@@ -12,6 +12,7 @@ use crate::agent::state::Store;
 use crate::identity::TlsIdentity;
 use crate::log;
 use crate::policy::observation::Observations;
+use crate::system::secret_files::{TLS_KEY, credential};
 use crate::system::{endpoint, storage, systemd};
 
 pub fn run(global: &Global) -> Result<(), Failure> {
@@ -28,10 +29,13 @@ pub fn run(global: &Global) -> Result<(), Failure> {
             logins::observe(spec.as_ref(), &store, &settings, settings.sshd.keys),
             systemd::observe()
         );
-        let tls = match TlsIdentity::load(&settings.state_dir) {
+        let identity = credential(TLS_KEY).and_then(|given| {
+            TlsIdentity::load(&settings.state_dir, given.as_ref()).map_err(|e| e.to_string())
+        });
+        let tls = match identity {
             Ok(Some(identity)) => endpoint::observe(settings.listen, identity.certificates()).await,
             Ok(None) => Err("the daemon has not run yet".to_owned()),
-            Err(error) => Err(error.to_string()),
+            Err(reason) => Err(reason),
         };
         let gate = Arc::new(gate::observe(&settings, spec.as_ref()));
         let conflicts = neighbours::look(&gate.planned, &settings.links).await;

@@ -219,7 +219,7 @@ fn file(field: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, String> {
 }
 
 /// An absolute path, or a credential of systemd by a name without a folder in it (systemd.exec(5)).
-fn named(field: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, String> {
+pub(super) fn named(field: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, String> {
     let credential = path
         .as_deref()
         .and_then(|path| path.to_str()?.strip_prefix(CREDENTIAL));

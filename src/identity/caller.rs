@@ -14,8 +14,9 @@ use rustls::{CertificateError, Error};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use crate::policy::access::{Certificate, Denial};
+use crate::policy::audit::clean;
 
-/// Most characters of a subject that are told: it is the caller's text.
+/// Most bytes of a subject that are told: it is the caller's text.
 const MAX_SUBJECT: usize = 200;
 
 /// The authority of a spec.
@@ -94,7 +95,7 @@ pub fn read(der: &[u8]) -> Result<Certificate, Denial> {
     let subject = certificate.subject().to_string();
     let validity = certificate.validity();
     Ok(Certificate {
-        subject: subject.escape_debug().take(MAX_SUBJECT).collect(),
+        subject: clean(&subject, MAX_SUBJECT),
         serial: certificate.raw_serial_as_string(),
         uris,
         not_before: validity.not_before.timestamp(),
@@ -159,6 +160,22 @@ mod tests {
             let mut bad = good.clone();
             bad[place] ^= 1;
             assert!(authority.verify(&[bad], now).is_err(), "{place}");
+        }
+    }
+
+    #[test]
+    fn a_subject_is_one_printable_line_and_not_long() {
+        for (name, expected) in [
+            ("cp\n\u{1b}[1m", "CN=cp\\n\\u{1b}[1m".to_owned()),
+            ("O'Brien \"x\"", "CN=O'Brien \"x\"".to_owned()),
+            (&"a".repeat(300), format!("CN={}…", "a".repeat(MAX_SUBJECT - 6))),
+        ] {
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            let key = rcgen::KeyPair::generate().unwrap();
+            let certificate = params.self_signed(&key).unwrap();
+            assert_eq!(read(certificate.der()).unwrap().subject, expected);
         }
     }
 

@@ -147,6 +147,11 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
         .map_err(|e| format!("it is no certificate: {e}"))
 }
 
+/// Whether a certificate is for the key with that hash of its SubjectPublicKeyInfo, hex.
+pub(super) fn is_of_key(certificate: &CertificateDer<'_>, spki_sha256: &str) -> bool {
+    parse(certificate).is_ok_and(|parsed| key_of(&parsed) == spki_sha256)
+}
+
 fn key_of(certificate: &X509Certificate<'_>) -> String {
     let spki = certificate.public_key().raw;
     to_hex(ring::digest::digest(&ring::digest::SHA256, spki).as_ref())
@@ -282,18 +287,18 @@ mod tests {
         crate::identity::install_tls_provider();
         let state = tempfile::tempdir().unwrap();
         let ca = InstanceCa::open_or_init(&state.path().join("ca")).unwrap();
-        let identity = TlsIdentity::load_or_create(state.path()).unwrap();
+        let identity = TlsIdentity::load_or_create(state.path(), None).unwrap();
         assert_eq!(identity.certificates().len(), 1);
         let pem = issue(&ca, &identity);
         let certified = Certified::new(&pem, "i-1", &identity.spki_sha256, Expected::default()).unwrap();
         identity.certify(state.path(), certified.clone()).unwrap();
-        let again = TlsIdentity::load(state.path()).unwrap().unwrap();
+        let again = TlsIdentity::load(state.path(), None).unwrap().unwrap();
         assert_eq!(again.certified("i-1"), Some(certified));
         assert_eq!(again.certified("i-2"), None);
         assert_eq!(again.certificates().len(), 2);
         // One that is damaged is not used, and what was made here is.
         std::fs::write(state.path().join("enrolled.json"), "{}").unwrap();
-        let damaged = TlsIdentity::load(state.path()).unwrap().unwrap();
+        let damaged = TlsIdentity::load(state.path(), None).unwrap().unwrap();
         assert_eq!(damaged.certificates().len(), 1);
         assert_eq!(damaged.spki_sha256, identity.spki_sha256);
     }

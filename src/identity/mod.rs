@@ -55,41 +55,39 @@ pub struct TlsIdentity {
 }
 
 impl TlsIdentity {
-    /// Loads the identity that the state folder holds; `None` if there is none yet.
+    /// Loads the identity that the state folder holds, or that of a key that the owner gives (PKCS#8 in PEM), whose
+    /// certificate is there; `None` if there is none yet.
     ///
     /// # Errors
     /// When it can't be read, or is damaged; the message names the file.
-    pub fn load(state: &Path) -> io::Result<Option<Self>> {
-        let key_file = state.join(KEY_FILE);
-        let Some(pem) = files::read(&key_file, MAX_FILE).map_err(|e| named(&key_file, &e))? else {
+    pub fn load(state: &Path, given: Option<&Secret>) -> io::Result<Option<Self>> {
+        let Some(pair) = known_pair(state, given)? else {
             return Ok(None);
         };
-        let pair = KeyPair::from_pem(&String::from_utf8_lossy(&pem)).map_err(|e| named(&key_file, &e))?;
         let certificate_file = state.join(CERTIFICATE_FILE);
         let pem = files::read(&certificate_file, MAX_FILE).map_err(|e| named(&certificate_file, &e))?;
-        pem.map(|pem| CertificateDer::from_pem_slice(&pem).map_err(|e| named(&certificate_file, &e)))
-            .transpose()
-            .map(|certificate| {
-                certificate.map(|certificate| Self::new(&pair, certificate).load_certified(state))
-            })
+        let Some(pem) = pem else { return Ok(None) };
+        let certificate = CertificateDer::from_pem_slice(&pem).map_err(|e| named(&certificate_file, &e))?;
+        let identity = Self::new(&pair, certificate);
+        // The owner took a key away, or gave one: it is another one's.
+        let is_its = certificate::is_of_key(&identity.certificate, &identity.spki_sha256);
+        Ok(is_its.then(|| identity.load_certified(state)))
     }
 
-    /// Loads the identity from the state folder, or makes one there: its key never leaves the
-    /// instance.
+    /// Loads the identity as [`Self::load`] does, or makes one in the state folder: its key never leaves the
+    /// instance. One that is given is not written there.
     ///
     /// # Errors
     /// When it can't be read or written. A key that is there and unusable is an error, not
     /// replaced: callers have pinned it.
-    pub fn load_or_create(state: &Path) -> io::Result<Self> {
-        if let Some(identity) = Self::load(state)? {
+    pub fn load_or_create(state: &Path, given: Option<&Secret>) -> io::Result<Self> {
+        if let Some(identity) = Self::load(state, given)? {
             return Ok(identity);
         }
         let (key_file, certificate_file) = (state.join(KEY_FILE), state.join(CERTIFICATE_FILE));
-        let pair = match files::read(&key_file, MAX_FILE).map_err(|e| named(&key_file, &e))? {
-            // The key was made and the power went before the certificate was written.
-            Some(pem) => {
-                KeyPair::from_pem(&String::from_utf8_lossy(&pem)).map_err(|e| named(&key_file, &e))?
-            }
+        let pair = match known_pair(state, given)? {
+            // The key was made and the power went before the certificate was written; or it is given.
+            Some(pair) => pair,
             None => {
                 let pair = KeyPair::generate().map_err(io::Error::other)?;
                 let pem = zeroize::Zeroizing::new(pair.serialize_pem());
@@ -100,7 +98,7 @@ impl TlsIdentity {
         let certificate = self_signed(&pair).map_err(io::Error::other)?;
         files::replace(&certificate_file, certificate.pem().as_bytes(), 0o644)
             .map_err(|e| named(&certificate_file, &e))?;
-        Ok(Self::new(&pair, certificate.der().clone()))
+        Ok(Self::new(&pair, certificate.der().clone()).load_certified(state))
     }
 
     /// An identity that ends with the process, for when nothing can be written.
@@ -261,6 +259,20 @@ impl TlsIdentity {
     }
 }
 
+/// The key that is given, or else that of the state folder.
+fn known_pair(state: &Path, given: Option<&Secret>) -> io::Result<Option<KeyPair>> {
+    if let Some(given) = given {
+        let pair = KeyPair::from_pem(given.expose());
+        return pair
+            .map(Some)
+            .map_err(|e| io::Error::other(format!("the credential: {e}")));
+    }
+    let file = state.join(KEY_FILE);
+    let pem = files::read(&file, MAX_FILE).map_err(|e| named(&file, &e))?;
+    let pair = pem.map(|pem| KeyPair::from_pem(&String::from_utf8_lossy(&pem)));
+    pair.transpose().map_err(|e| named(&file, &e))
+}
+
 fn pem(label: &str, der: &[u8]) -> String {
     let base64 = STANDARD.encode(der);
     format!("-----BEGIN {label}-----\n{base64}\n-----END {label}-----\n")
@@ -317,17 +329,46 @@ mod tests {
     fn the_key_is_made_once_and_kept() {
         install_tls_provider();
         let state = tempfile::tempdir().unwrap();
-        let first = TlsIdentity::load_or_create(state.path()).unwrap();
-        let second = TlsIdentity::load_or_create(state.path()).unwrap();
+        let first = TlsIdentity::load_or_create(state.path(), None).unwrap();
+        let second = TlsIdentity::load_or_create(state.path(), None).unwrap();
         assert_eq!(first.spki_sha256, second.spki_sha256);
         assert_eq!(first.certificate, second.certificate);
+    }
+
+    #[test]
+    fn a_key_that_is_given_is_used_and_not_written() {
+        install_tls_provider();
+        let state = tempfile::tempdir().unwrap();
+        let pair = KeyPair::generate().unwrap();
+        let given = Secret::new(pair.serialize_pem());
+        let first = TlsIdentity::load_or_create(state.path(), Some(&given)).unwrap();
+        let second = TlsIdentity::load_or_create(state.path(), Some(&given)).unwrap();
+        assert_eq!(first.key.secret_der(), pair.serialize_der());
+        assert_eq!(first.certificate, second.certificate);
+        assert!(!state.path().join(KEY_FILE).exists());
+        // Taken away, it is another identity, with its own certificate; and back again.
+        let own = TlsIdentity::load_or_create(state.path(), None).unwrap();
+        assert_ne!(own.spki_sha256, first.spki_sha256);
+        assert!(certificate::is_of_key(&own.certificate, &own.spki_sha256));
+        assert!(TlsIdentity::load(state.path(), Some(&given)).unwrap().is_none());
+        let back = TlsIdentity::load_or_create(state.path(), Some(&given)).unwrap();
+        assert_eq!(back.spki_sha256, first.spki_sha256);
+        let bad = Secret::new("s3cret");
+        let error = TlsIdentity::load_or_create(state.path(), Some(&bad))
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("the credential") && !error.contains("s3cret"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_damaged_key_is_an_error_that_names_it() {
         let state = tempfile::tempdir().unwrap();
         std::fs::write(state.path().join(KEY_FILE), "nonsense").unwrap();
-        let error = TlsIdentity::load_or_create(state.path())
+        let error = TlsIdentity::load_or_create(state.path(), None)
             .err()
             .unwrap()
             .to_string();
@@ -341,7 +382,7 @@ mod tests {
     #[test]
     fn the_mac_depends_on_token_and_nonce() {
         let state = tempfile::tempdir().unwrap();
-        let identity = TlsIdentity::load_or_create(state.path()).unwrap();
+        let identity = TlsIdentity::load_or_create(state.path(), None).unwrap();
         let mac = |nonce: &str, token: &str| identity.document("i", &[], nonce, &Secret::new(token)).mac;
         assert_eq!(mac("n", "t"), mac("n", "t"));
         assert_ne!(mac("n", "t"), mac("m", "t"));

@@ -17,8 +17,24 @@ use crate::policy::observation::Observed;
 pub const INSTANCE_DATA: &str = "/run/cloud-init/instance-data.json";
 
 /// systemd's credentials: the daemon's own (systemd.exec(5), `LoadCredential=`), and those of the whole
-/// system, from the machine's firmware or the container's manager (systemd.system-credentials(7)).
-pub const CREDENTIALS: [&str; 2] = ["/run/credentials/portcullis.service", "/run/credentials/@system"];
+/// system, from the machine's firmware or the container's manager (systemd.system-credentials(7)). Those are hidden
+/// from a unit with a sandbox; ours is shown them in the last folder (`systemd/portcullis.service`).
+pub const CREDENTIALS: [&str; 3] = [
+    "/run/credentials/portcullis.service",
+    "/run/credentials/@system",
+    "/run/portcullis/system-credentials",
+];
+
+/// Where credentials are, in the order in which they are looked for: before [`CREDENTIALS`], what this process was
+/// told (`$CREDENTIALS_DIRECTORY`), as a unit of another name, or below a container's manager without systemd.
+pub fn credential_folders() -> Vec<PathBuf> {
+    let told = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let told = told.filter(|folder| folder.is_absolute());
+    let mut folders: Vec<PathBuf> = told.into_iter().collect();
+    folders.extend(CREDENTIALS.map(PathBuf::from));
+    folders.dedup();
+    folders
+}
 
 /// Largest credential that systemd takes, in bytes (systemd.exec(5)).
 const MAX_CREDENTIAL: usize = 1 << 20;
@@ -28,9 +44,9 @@ const MAX_INSTANCE_DATA: usize = 16 << 20;
 /// Reads all of it; cloud-init's keys only if there is a user who gets them.
 pub fn read(cloud_init_user: Option<&UserName>) -> Injected {
     Injected {
-        credentials: CREDENTIALS
+        credentials: credential_folders()
             .iter()
-            .flat_map(|folder| credentials(Path::new(folder)))
+            .flat_map(|folder| credentials(folder))
             .collect(),
         cloud_init: cloud_init_user
             .and_then(|user| Some((user.clone(), cloud_init(Path::new(INSTANCE_DATA)).transpose()?))),

@@ -3,13 +3,22 @@
 //! May not live here: what is in them.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use portcullis_protocol::Secret;
 use zeroize::Zeroizing;
 
-use super::injected::CREDENTIALS;
+use super::injected::credential_folders;
+use crate::config::report::CREDENTIAL;
+
+/// The credential that is the enrolment token, where the spec has none.
+pub const ENROLMENT_TOKEN: &str = "portcullis.enrolment_token";
+/// The credential that is the external id, where the spec has none.
+pub const EXTERNAL_ID: &str = "portcullis.external_id";
+/// The credential that is the TLS key, PKCS#8 in PEM, in the place of one that is made and kept on disk.
+pub const TLS_KEY: &str = "portcullis.tls_key";
 
 /// Largest file: a key with a chain of certificates has a few kilobytes.
 const MAX_BYTES: u64 = 256 << 10;
@@ -17,15 +26,49 @@ const MAX_BYTES: u64 = 256 << 10;
 /// The path of a setting: as it is, or for `credential:NAME` that of systemd's credential, the service's own
 /// before the system's.
 pub fn place(setting: &Path) -> PathBuf {
-    let name = setting.to_str().and_then(|text| text.strip_prefix("credential:"));
-    let Some(name) = name else {
-        return setting.to_owned();
-    };
-    let mut places = CREDENTIALS.iter().map(|folder| Path::new(folder).join(name));
+    match credential_name(setting) {
+        Some(name) => place_in(&credential_folders(), name),
+        None => setting.to_owned(),
+    }
+}
+
+/// Whether a setting names a credential. Those of a unit never change while it runs.
+pub fn is_credential(setting: &Path) -> bool {
+    credential_name(setting).is_some()
+}
+
+fn credential_name(setting: &Path) -> Option<&str> {
+    setting.to_str()?.strip_prefix(CREDENTIAL)
+}
+
+/// The first place where it is, or the first one where it could be.
+fn place_in(folders: &[PathBuf], name: &str) -> PathBuf {
+    let mut places = folders.iter().map(|folder| folder.join(name));
     let there = places.clone().find(|path| path.exists());
-    there
-        .or_else(|| places.next())
-        .unwrap_or_else(|| setting.to_owned())
+    there.or_else(|| places.next()).unwrap_or_default()
+}
+
+/// The secret in a credential of systemd, without white space around it; `None` if there is none of that name.
+///
+/// # Errors
+/// As [`read_secret`], and when nothing is in it.
+pub fn credential(name: &str) -> Result<Option<Secret>, String> {
+    credential_in(&credential_folders(), name)
+}
+
+fn credential_in(folders: &[PathBuf], name: &str) -> Result<Option<Secret>, String> {
+    let path = place_in(folders, name);
+    if path
+        .symlink_metadata()
+        .is_err_and(|e| e.kind() == ErrorKind::NotFound)
+    {
+        return Ok(None);
+    }
+    let text = read_secret(&path)?;
+    match text.trim() {
+        "" => Err(format!("{}: is empty", path.display())),
+        text => Ok(Some(Secret::new(text))),
+    }
 }
 
 /// Reads a secret as text.
@@ -131,6 +174,37 @@ mod tests {
         let path = folder.path().join("large");
         fs::write(&path, vec![b'a'; MAX_BYTES as usize + 1]).unwrap();
         assert!(read_public(&path).unwrap_err().contains("larger than"));
+    }
+
+    #[test]
+    fn a_credential_is_there_or_not_or_can_not_be_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = ["own", "system"].map(|name| folder.path().join(name));
+        let put = |at: usize, text: &str, mode| {
+            let path = folders[at].join("x");
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        };
+        let read =
+            || credential_in(&folders, "x").map(|secret| secret.map(|secret| secret.expose().to_owned()));
+        assert_eq!(read(), Ok(None));
+        for folder in &folders {
+            fs::create_dir(folder).unwrap();
+        }
+        assert_eq!(read(), Ok(None));
+        put(1, "of the system\n", 0o400);
+        assert_eq!(read(), Ok(Some("of the system".to_owned())));
+        put(0, " own ", 0o600);
+        assert_eq!(read(), Ok(Some("own".to_owned())));
+        // One that is there and can't be used is not passed over.
+        for (text, mode, expected) in [(" \n", 0o600, "is empty"), ("s3cret", 0o644, "chmod 600")] {
+            put(0, text, mode);
+            let error = read().unwrap_err();
+            assert!(
+                error.contains(expected) && error.contains("own/x") && !error.contains("s3cret"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

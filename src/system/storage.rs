@@ -4,6 +4,7 @@
 //! live here: what it proves (`policy::storage`).
 
 pub mod ask;
+mod elsewhere;
 pub mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::policy::storage::answers::Answers;
 use crate::policy::storage::mounts::{Number, mounts, swaps};
-use crate::policy::storage::{Backing, Device, Kind, Look, Storage, volumes};
+use crate::policy::storage::{Backing, Device, Kind, Look, Storage, Volume, volumes};
 
 /// Most devices that are walked over; more are unknown.
 const MAX_DEVICES: usize = 1024;
@@ -77,7 +78,8 @@ impl Sight {
             Err(reason) => return Err(reason),
         };
         let look = Sysfs { root };
-        let (volumes, places) = volumes(&mounted, &swapped, &look);
+        let (mut volumes, places) = volumes(&mounted, &swapped, &look);
+        volumes.extend(elsewhere::volumes(root, &volumes));
         let mut sight = Self {
             root: root.to_owned(),
             storage: Storage {
@@ -85,6 +87,7 @@ impl Sight {
                 devices: BTreeMap::new(),
                 unread: BTreeMap::new(),
                 places,
+                astray: BTreeMap::new(),
                 answers: Answers::default(),
                 pools: BTreeMap::new(),
             },
@@ -95,22 +98,26 @@ impl Sight {
         });
         let start = devices.flatten().collect();
         sight.walk(start);
+        sight.storage.astray = elsewhere::astray(root, &sight.storage);
         Ok(sight)
     }
 
     /// What of it only privileged programs can tell.
     pub fn questions(&self) -> Questions {
         let mut devices = self.storage.devices.values();
-        let zfs = |backing: &Backing| matches!(backing, Backing::Zfs(_));
+        let is_zfs = |volume: &Volume| matches!(volume.backing, Backing::Zfs(_));
+        let zfs = self.storage.volumes.iter().any(is_zfs);
         Questions {
-            tables: devices.any(|device| matches!(device.kind, Kind::Mapped { .. })),
-            zfs: self.storage.volumes.iter().any(|volume| zfs(&volume.backing)),
+            // What a pool is on is not known before ZFS is asked.
+            tables: zfs || devices.any(|device| matches!(device.kind, Kind::Mapped { .. })),
+            zfs,
         }
     }
 
     /// The whole, with what they told.
     pub fn with(mut self, answers: Answers) -> Storage {
-        let mut start = VecDeque::new();
+        // The stores of snapshots are not listed beneath what they are of.
+        let mut start: VecDeque<Number> = answers.stores.values().flatten().copied().collect();
         for (pool, paths) in &answers.pools {
             let look = Sysfs { root: &self.root };
             let devices: Result<Vec<Number>, String> = paths.iter().map(|path| look.device(path)).collect();
@@ -165,7 +172,8 @@ fn read(path: &Path, limit: u64) -> io::Result<String> {
 /// One line of sysfs; none if there is no such file.
 fn attribute(path: &Path) -> io::Result<Option<String>> {
     match read(path, MAX_ATTRIBUTE) {
-        Ok(text) => Ok(Some(text.trim_end_matches('\n').to_owned())),
+        // The kernel adds one line feed; a name may end with one of its own.
+        Ok(text) => Ok(Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -197,9 +205,12 @@ fn read_device(root: &Path, folder: &Path, number: Number) -> io::Result<Device>
         below.extend(self::attribute(&folder.join("../dev"))?.and_then(|text| text.parse::<Number>().ok()));
         Kind::Partition
     } else if number.major == 7 {
+        let file = attribute("loop/backing_file")?;
+        // The kernel marks a removed file so; its data are where they were.
+        let name = file.as_deref().map(|file| file.strip_suffix(" (deleted)"));
         Kind::Loop {
-            // The kernel marks a removed file so; its data are where they were.
-            file: attribute("loop/backing_file")?.map(|file| file.trim_end_matches(" (deleted)").to_owned()),
+            removed: name.is_some_and(|name| name.is_some()),
+            file: name.flatten().map(str::to_owned).or(file),
         }
     } else if name.starts_with("zram") {
         let backing = attribute("backing_dev")?.filter(|device| device != "none");
@@ -212,7 +223,9 @@ fn read_device(root: &Path, folder: &Path, number: Number) -> io::Result<Device>
         // RAM disks (Documentation/admin-guide/devices.txt).
         Kind::Memory
     } else if folder.join("bcache").is_dir() && name.starts_with("bcache") {
-        Kind::Bcache
+        Kind::Bcache {
+            cached: folder.join("bcache/cache").exists(),
+        }
     } else {
         let serial = attribute("serial")?.or(attribute("device/serial")?);
         let serial = serial.map(|serial| serial.trim().chars().take(64).collect());

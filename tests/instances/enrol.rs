@@ -23,16 +23,17 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 use crate::lab::{Lab, Machine, Run, SOON, eventually};
-use crate::receiver::{Authority, trust};
+use crate::receiver::{self, Authority};
 
-const PORT: u16 = 8445;
-const URL: &str = "https://10.77.0.1:8445/v1/enrol";
+const PORT: u16 = 8447;
+pub const URL: &str = "https://10.77.0.1:8447/v1/enrol";
 
 /// What a desk does with a request, and with the certificates that came with it: an answer, or none (403).
-type Clerk = Box<dyn FnMut(&EnrolmentRequest, &[CertificateDer<'static>]) -> Option<EnrolmentAnswer> + Send>;
+pub type Clerk =
+    Box<dyn FnMut(&EnrolmentRequest, &[CertificateDer<'static>]) -> Option<EnrolmentAnswer> + Send>;
 
 /// A control plane's address for requests, until dropped.
-struct Desk {
+pub struct Desk {
     namespace: PathBuf,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -40,7 +41,7 @@ struct Desk {
 
 impl Desk {
     /// `clients` is the authority whose certificates a caller may show.
-    fn new(lab: &Lab, authority: &Authority, clients: &str, mut clerk: Clerk) -> Self {
+    pub fn new(lab: &Lab, authority: &Authority, clients: &str, mut clerk: Clerk) -> Self {
         let namespace = lab.provider.network().path();
         let listener = in_namespace(&namespace, || TcpListener::bind(("10.77.0.1", PORT)));
         let listener = listener.unwrap().unwrap();
@@ -125,9 +126,7 @@ fn attend(stream: TcpStream, tls: Arc<ServerConfig>, clerk: &mut Clerk) -> std::
 
 /// An instance, pinned and ready, with its own desk's authority trusted, and a registrar.
 fn set_up(lab: &Lab, lifetime: Duration) -> (Machine, Authority, Arc<Registrar>) {
-    let machine = lab.launch();
-    let authority = Authority::new();
-    trust(&machine, &authority, "");
+    let (machine, authority) = receiver::set_up(lab, "");
     let registrar = Registrar::open_or_init(&lab.path("registrar"), lifetime).unwrap();
     (machine, authority, Arc::new(registrar))
 }
@@ -143,7 +142,7 @@ fn send(machine: &mut Machine, token: &Secret) {
 }
 
 /// A client that knows the authority, and no pin.
-fn by_authority(lab: &Lab, machine: &Machine, pem: &str, instance: &str) -> AgentClient {
+pub fn by_authority(lab: &Lab, machine: &Machine, pem: &str, instance: &str) -> AgentClient {
     let address = SocketAddr::new(machine.v4(), AGENT_PORT);
     let dialer = NamespaceDialer::new(lab.provider.network().path());
     let client = AgentClient::new(address, dialer, None, None).unwrap();

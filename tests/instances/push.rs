@@ -9,14 +9,12 @@ use portcullis_protocol::{Check, CheckId, Report, Secret};
 
 use crate::first_contact::{expect, introduce, shift_clock};
 use crate::lab::{Lab, SOON, eventually};
-use crate::receiver::{Authority, PATIENTLY, Server, push_to_us, told, trust};
+use crate::receiver::{Authority, PATIENTLY, Server, push_to_us, set_up, told};
 
 #[test]
 fn a_report_is_pushed_when_a_spec_is_accepted_and_at_once_when_readiness_changes() {
     let lab = Lab::new();
-    let mut machine = lab.launch();
-    let authority = Authority::new();
-    trust(&machine, &authority, "");
+    let (mut machine, authority) = set_up(&lab, "");
     let receiver = Server::reports(&lab, &authority, &[]);
     push_to_us(&mut machine);
     let is_ready = |report: &Report| report.ready && report.generation == Some(2);
@@ -52,9 +50,7 @@ fn a_report_is_pushed_when_a_spec_is_accepted_and_at_once_when_readiness_changes
 #[test]
 fn a_busy_receiver_is_asked_again_when_it_said() {
     let lab = Lab::new();
-    let mut machine = lab.launch();
-    let authority = Authority::new();
-    trust(&machine, &authority, "");
+    let (mut machine, authority) = set_up(&lab, "");
     let answers = [
         "503 Service Unavailable\r\nretry-after: 2",
         "429 Too Many Requests\r\nretry-after: 3",
@@ -72,9 +68,8 @@ fn a_busy_receiver_is_asked_again_when_it_said() {
 #[test]
 fn a_receiver_that_is_away_or_not_trusted_gets_nothing_and_harms_nothing() {
     let lab = Lab::new();
-    let mut machine = lab.launch();
-    let (authority, other) = (Authority::new(), Authority::new());
-    trust(&machine, &authority, "");
+    let (mut machine, authority) = set_up(&lab, "");
+    let other = Authority::new();
     let (pid, impostor) = (machine.main_pid(), Server::reports(&lab, &other, &[]));
     push_to_us(&mut machine);
     machine.until_ready();
@@ -103,9 +98,7 @@ fn a_receiver_that_is_away_or_not_trusted_gets_nothing_and_harms_nothing() {
 #[test]
 fn a_receiver_is_judged_by_the_proven_time_where_the_clock_is_wrong() {
     let lab = Lab::new();
-    let mut machine = lab.launch();
-    let authority = Authority::new();
-    trust(&machine, &authority, "");
+    let (mut machine, authority) = set_up(&lab, "");
     let receiver = Server::reports(&lab, &authority, &[]);
     // The other way, the authority's own date tells that it is later than the clock says.
     shift_clock(&machine, 7300);

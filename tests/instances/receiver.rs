@@ -313,6 +313,13 @@ pub fn trust(machine: &Machine, authority: &Authority, settings: &str) {
     machine.ok("systemctl restart portcullis");
 }
 
+/// An instance, ready, that trusts a new authority of the control plane, with these settings below `[report]`.
+pub fn set_up(lab: &Lab, settings: &str) -> (Machine, Authority) {
+    let (machine, authority) = (lab.launch(), Authority::new());
+    trust(&machine, &authority, settings);
+    (machine, authority)
+}
+
 /// Puts a file below /etc/portcullis, whole.
 #[track_caller]
 pub fn put(machine: &Machine, name: &str, mode: &str, text: &str) {

@@ -3,99 +3,31 @@
 //! Each place has its positive control: a word that the test itself puts there is found by the same look.
 //! May not live here: what a bundle for support holds (`bug_report`), who may ask for what (`access`).
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use portcullis_protocol::Secret;
+use portcullis_provision::client::blocking;
+use portcullis_provision::enrol::Registrar;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 
 use crate::api::Api;
+use crate::enrol::{self, Desk};
+use crate::hunt::{CONTROL, Hunt};
 use crate::lab::{Lab, Machine, SOON, eventually};
 use crate::push_auth::{TOKEN_PORT, rsa_key};
 use crate::receiver::{Asked, Authority, HOST, PATIENTLY, PORT, Server, no_content, push_to_us, put, trust};
 
-/// Not a secret: what the test puts into each place to see that it would be found.
-const CONTROL: &str = "control-word-that-is-found";
 const BEARER: &str = "bearer-5d41402abc4b2a76b9719d911017c592";
-const GRANTED: &str = "granted-7d793037a0760186574b0282f2f435e7";
+pub const GRANTED: &str = "granted-7d793037a0760186574b0282f2f435e7";
 const EXTERNAL_ID: &str = "external-9e107d9d372bb6826bd81d3542a419d6";
+const GIVEN_TOKEN: &str = "given-c9f0f895fb98ab9159f51fd0297e236d";
 const SECOND_TOKEN: &str = "second-e4d909c290d0fb1ca068ffaddf22cbd0";
 
-/// What is looked for, by name.
-struct Hunt<'a> {
-    machine: &'a Machine,
-    known: Vec<(&'static str, String)>,
-    /// When the instance was made, in seconds since 1970.
-    since: String,
-}
-
-impl<'a> Hunt<'a> {
-    fn new(machine: &'a Machine, mut known: Vec<(&'static str, String)>) -> Self {
-        known.push(("control", CONTROL.to_owned()));
-        assert!(known.iter().all(|(_, secret)| secret.len() > 20), "{known:?}");
-        let since = machine.ok("stat -c %Z /var/lib/cloud/seed/nocloud/user-data");
-        let hunt = Self {
-            machine,
-            known,
-            since,
-        };
-        hunt.patterns("patterns", |_| true);
-        hunt.patterns("secrets", |name| name != "control");
-        hunt
-    }
-
-    /// A file for `grep -f`, for root alone.
-    fn patterns(&self, file: &str, wanted: impl Fn(&str) -> bool) {
-        let chosen = self.known.iter().filter(|(name, _)| wanted(name));
-        let lines: Vec<&str> = chosen.map(|(_, secret)| secret.as_str()).collect();
-        let script = format!("umask 077; mkdir -p /run/hunt; cat > /run/hunt/{file}");
-        let output = self
-            .machine
-            .run_with(&script, (lines.join("\n") + "\n").as_bytes());
-        assert!(output.success(), "{output:?}");
-    }
-
-    /// The names of what is in a text.
-    fn in_text(&self, text: &str) -> BTreeSet<&'static str> {
-        let found = self.known.iter().filter(|(_, secret)| text.contains(secret));
-        found.map(|(name, _)| *name).collect()
-    }
-
-    /// The control is in it, and no secret.
-    #[track_caller]
-    fn only_control(&self, place: &str, text: &str) {
-        assert_eq!(self.in_text(text), BTreeSet::from(["control"]), "{place}");
-    }
-
-    /// All files on all file systems that were written since the instance was made and that hold any of it, with
-    /// mode and owner.
-    fn in_files(&self) -> Vec<String> {
-        let listed = self.machine.run(&format!(
-            "find / \\( -path /proc -o -path /sys -o -path /dev -o -path /run/hunt \\) -prune -o \\
-                -type f -newerct @{} -print0 | xargs -0 -r grep -laF -f /run/hunt/patterns | xargs -r stat -c '%a %U %n'",
-            self.since
-        ));
-        listed.stdout.lines().map(str::to_owned).collect()
-    }
-}
-
-/// Looks at the arguments and the environment of every process, again and again, and keeps what it finds.
-fn watch_processes(machine: &Machine) {
-    let script = "while :; do grep -aoHF -f /run/hunt/patterns /proc/[0-9]*/cmdline /proc/[0-9]*/environ >> /run/hunt/seen; \
-                  echo >> /run/hunt/rounds; sleep 0.05; done";
-    put(machine, "../../run/hunt/watch", "600", script);
-    machine.ok("systemd-run --quiet --unit=hunt sh /run/hunt/watch");
-    eventually(SOON, "a first round", || {
-        match machine.run("cat /run/hunt/rounds").stdout.len() {
-            0 => Err("none"),
-            _ => Ok(()),
-        }
-    });
-}
-
 /// A receiver of reports and one who gives out tokens; both keep what they got.
-fn control_plane(lab: &Lab, authority: &Authority) -> (Server, Server) {
+pub fn control_plane(lab: &Lab, authority: &Authority) -> (Server, Server) {
     let receiver = Server::start(lab, (HOST, PORT), Some(authority.tls()), |_| no_content());
     let tokens = Server::start(lab, (HOST, TOKEN_PORT), Some(authority.tls()), |_| {
         let token = json!({"access_token": GRANTED, "token_type": "Bearer", "expires_in": 3600,
@@ -108,18 +40,18 @@ fn control_plane(lab: &Lab, authority: &Authority) -> (Server, Server) {
     (receiver, tokens)
 }
 
-fn service_key(key: &str) -> String {
+pub fn service_key(key: &str) -> String {
     json!({"alg": "RS256", "private-key": key, "kid": "k", "iss": "i", "sub": "s"}).to_string()
 }
 
-fn service_account(key_file: &str) -> String {
+pub fn service_account(key_file: &str) -> String {
     format!(
         "[report.auth]\nkind = \"service-account\"\nkey_file = \"{key_file}\"\n\
          token_url = \"https://{HOST}:{TOKEN_PORT}/oauth2/token/exchange\""
     )
 }
 
-fn authorized<'a>(with: &'a str) -> impl Fn(&Asked) -> bool + 'a {
+pub fn authorized<'a>(with: &'a str) -> impl Fn(&Asked) -> bool + 'a {
     move |asked| asked.header("authorization") == format!("Bearer {with}")
 }
 
@@ -137,6 +69,7 @@ fn known_secrets_are_seen_by_nobody_else() {
     let first_token = machine.spec.enrolment_token().unwrap().expose().to_owned();
     let known = vec![
         ("first token", first_token),
+        ("given token", GIVEN_TOKEN.to_owned()),
         ("second token", SECOND_TOKEN.to_owned()),
         ("external id", EXTERNAL_ID.to_owned()),
         ("bearer", BEARER.to_owned()),
@@ -144,9 +77,19 @@ fn known_secrets_are_seen_by_nobody_else() {
         ("service account", line_of(&key)),
         ("tls key", line_of(&machine.ok("cat /var/lib/portcullis/tls.key"))),
     ];
+    let (clients, client) = (Authority::new(), "gpu-0");
+    let (certificate, client_key) = clients.client(client);
+    let known = [known, vec![("client key", line_of(&client_key))]].concat();
     let scanned = lab.machine("one");
     let hunt = Hunt::new(&scanned, known);
-    watch_processes(&scanned);
+    hunt.watch_processes();
+    let _desk = enrol_by_a_credential(&lab, &mut machine, &authority);
+    push_by_a_certificate(
+        &lab,
+        &mut machine,
+        &authority,
+        (&clients, &certificate, &client_key),
+    );
 
     // The control comes in as a rule's name: it is in rules, reports, the audit log, and what is pushed.
     let (receiver, _tokens) = control_plane(&lab, &authority);
@@ -156,7 +99,6 @@ fn known_secrets_are_seen_by_nobody_else() {
         &authority,
         "[report.auth]\nkind = \"bearer\"\ntoken_file = \"/etc/portcullis/report.token\"",
     );
-    push_to_us(&mut machine);
     receiver.until(PATIENTLY, "a report with the token", authorized(BEARER));
     put(&machine, "report-key.json", "600", &service_key(&key));
     trust(
@@ -169,7 +111,7 @@ fn known_secrets_are_seen_by_nobody_else() {
     let rule = json!({"id": CONTROL, "protocol": "tcp", "from_port": 8080, "to_port": 8080});
     api.done("POST", "/v1/firewall/rules", &rule);
     let told = receiver.until(PATIENTLY, "the change", |asked| {
-        String::from_utf8_lossy(&asked.body).contains("\"generation\":3")
+        String::from_utf8_lossy(&asked.body).contains("\"generation\":4")
     });
     let texts: Vec<(&str, String)> = [
         ("GET /v1/spec", "/v1/spec"),
@@ -241,6 +183,57 @@ fn known_secrets_are_seen_by_nobody_else() {
     files_hold_it_for_root_alone(&hunt);
 }
 
+/// Enrols at the control plane's address by a token that is a credential, encrypted on disk.
+fn enrol_by_a_credential(lab: &Lab, machine: &mut Machine, authority: &Authority) -> Desk {
+    trust(machine, authority, "");
+    let registrar = Registrar::open_or_init(&lab.path("registrar"), Duration::from_secs(3600)).unwrap();
+    let (registrar, id) = (Arc::new(registrar), machine.instance.id().to_owned());
+    registrar.expect(&id, Secret::new(GIVEN_TOKEN)).unwrap();
+    let clerk = registrar.clone();
+    let desk = Desk::new(
+        lab,
+        authority,
+        registrar.certificate_pem(),
+        Box::new(move |request, _| clerk.enrol(request).ok()),
+    );
+    let seal = "mkdir -p /etc/systemd/system/portcullis.service.d; mkdir -m 700 /etc/credstore.encrypted
+        cp /usr/share/doc/portcullis/examples/credentials.conf /etc/systemd/system/portcullis.service.d/
+        cd /etc/credstore.encrypted
+        systemd-creds encrypt --with-key=host --name=portcullis.enrolment_token - portcullis.enrolment_token
+        systemctl daemon-reload; systemctl restart portcullis";
+    let sealed = machine.run_with(seal, GIVEN_TOKEN.as_bytes());
+    assert!(sealed.success(), "{sealed:?}");
+    machine.push(|spec| {
+        let control_plane = spec.control_plane.as_mut().unwrap();
+        control_plane.enrol_url = Some(enrol::URL.parse().unwrap());
+    });
+    let pem = registrar.certificate_pem();
+    eventually(PATIENTLY, "it is certified", || {
+        blocking(enrol::by_authority(lab, machine, pem, &id).livez())
+    });
+    desk
+}
+
+/// Pushes by a certificate whose key is in a file.
+fn push_by_a_certificate(
+    lab: &Lab,
+    machine: &mut Machine,
+    authority: &Authority,
+    (clients, certificate, key): (&Authority, &str, &str),
+) {
+    let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let tls = Some(authority.tls_for(&[der(&clients.pem)]));
+    let receiver = Server::start(lab, (HOST, PORT), tls, |_| no_content());
+    put(machine, "report.crt", "644", certificate);
+    put(machine, "report.key", "600", key);
+    let auth = "[report.auth]\nkind = \"mtls\"\nclient_certificate = \"/etc/portcullis/report.crt\"\n\
+                client_key = \"/etc/portcullis/report.key\"";
+    trust(machine, authority, auth);
+    push_to_us(machine);
+    let asked = receiver.next(PATIENTLY);
+    assert_eq!(asked.certificate.as_deref(), Some(&*der(certificate)));
+}
+
 /// A crash with cores allowed, by an abort as after a panic, and by a bad access.
 fn crash(machine: &Machine) {
     machine.ok(
@@ -275,7 +268,7 @@ fn crash(machine: &Machine) {
     machine.run(
         "systemd-run --quiet --wait -p LimitCORE=infinity -p WorkingDirectory=/srv bash /run/hunt/crash",
     );
-    let cores = machine.ok("find / \\( -path /proc -o -path /sys \\) -prune -o -type f -name 'core*' -newer /etc/systemd/system/portcullis.service.d/core.conf -print");
+    let cores = machine.ok("find / \\( -path /proc -o -path /sys \\) -prune -o -type f -name 'core*' -newer /etc/systemd/system/portcullis-front.service.d/core.conf -print");
     assert_eq!(cores, "/srv/core");
     let found = machine.run(&format!("grep -aqF {CONTROL} /srv/core"));
     assert!(found.success(), "{found:?}");
@@ -298,18 +291,24 @@ fn processes_show_only_the_control(hunt: &Hunt<'_>) {
     println!("the processes were looked at {rounds} times");
 }
 
-/// Where a secret is known to lie, and why; nobody but root may read any of it.
-const PLACES: [&str; 7] = [
+/// Where which secret is known to lie, and why; nobody but root may read any of it.
+const PLACES: [(&str, &[&str]); 9] = [
     // Where the owner put it.
-    "/etc/portcullis/report.token",
-    "/etc/portcullis/report-key.json",
-    "/etc/portcullis/spec.json",
-    // Where the agent keeps it.
-    "/var/lib/portcullis/tls.key",
-    "/var/lib/portcullis/spec.json",
+    ("/etc/portcullis/report.token", &["bearer"]),
+    ("/etc/portcullis/report.key", &["client key"]),
+    ("/etc/portcullis/report-key.json", &["service account"]),
+    ("/etc/portcullis/spec.json", &["first token"]),
+    // What systemd decrypted for the unit.
+    (
+        "/run/credentials/portcullis.service/portcullis.enrolment_token",
+        &["given token"],
+    ),
+    // Where the agent keeps it: what was used is in neither.
+    ("/var/lib/portcullis/tls.key", &["tls key"]),
+    ("/var/lib/portcullis/spec.json", &["second token", "external id"]),
     // What cloud-init keeps of the user-data: the token in it is used by then.
-    "/var/lib/cloud/",
-    "/run/cloud-init/",
+    ("/var/lib/cloud/", &["first token"]),
+    ("/run/cloud-init/", &["first token"]),
 ];
 
 fn files_hold_it_for_root_alone(hunt: &Hunt<'_>) {
@@ -328,18 +327,15 @@ fn files_hold_it_for_root_alone(hunt: &Hunt<'_>) {
             words.next().unwrap(),
         );
         // Only the control is in it: that may be anywhere.
-        let only_control = hunt
-            .machine
-            .run(&format!("grep -aqF -f /run/hunt/secrets '{path}'"))
-            .code
-            == Some(1);
-        if only_control {
+        let secrets = hunt.secrets_of(path);
+        if secrets.is_empty() {
             continue;
         }
         with_secrets += 1;
+        let place = PLACES.iter().find(|(place, _)| path.starts_with(place));
         assert!(
-            PLACES.iter().any(|place| path.starts_with(place)),
-            "{line}: not a place for a secret"
+            place.is_some_and(|(_, named)| secrets.iter().all(|name| named.contains(name))),
+            "{line}: not a place for {secrets:?}"
         );
         assert!(
             mode.ends_with("00") && owner == "root",
@@ -350,59 +346,5 @@ fn files_hold_it_for_root_alone(hunt: &Hunt<'_>) {
         "{with_secrets} files hold secrets, of {} with any word: {listed:#?}",
         listed.len()
     );
-    assert!(with_secrets >= 4, "{listed:?}");
-}
-
-/// Every setting that names a secret takes a credential of systemd, from a file that the unit is given.
-#[test]
-fn each_secret_of_the_settings_may_be_a_credential_of_systemd() {
-    let lab = Lab::new();
-    let mut machine = lab.launch();
-    let (authority, clients) = (Authority::new(), Authority::new());
-    let (certificate, client_key) = clients.client("gpu-0");
-    let (key, _) = rsa_key(&lab, "service-account");
-    for (name, text) in [
-        ("ca", &authority.pem),
-        ("crt", &certificate),
-        ("key", &client_key),
-        ("account", &service_key(&key)),
-    ] {
-        put(&machine, &format!("../../root/{name}"), "600", text);
-    }
-    machine.ok(
-        "mkdir -p /etc/systemd/system/portcullis.service.d; cd /etc/systemd/system/portcullis.service.d
-         { echo '[Service]'; for name in ca crt key account; do echo LoadCredential=report.$name:/root/$name; done; } > report.conf
-         systemctl daemon-reload",
-    );
-    let known = [CertificateDer::from_pem_slice(clients.pem.as_bytes()).unwrap()];
-    let tls = Some(authority.tls_for(&known));
-    let receiver = Server::start(&lab, (HOST, PORT), tls, |_| no_content());
-    let use_auth = |machine: &Machine, auth: &str| {
-        let text = format!("[report]\nca_file = \"credential:report.ca\"\ninterval = \"1s\"\n{auth}\n");
-        put(machine, "conf.d/report.toml", "644", &text);
-        machine.ok("systemctl restart portcullis");
-    };
-    use_auth(
-        &machine,
-        "[report.auth]\nkind = \"mtls\"\nclient_certificate = \"credential:report.crt\"\nclient_key = \"credential:report.key\"",
-    );
-    push_to_us(&mut machine);
-    let asked = receiver.next(PATIENTLY);
-    let expected = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
-    assert_eq!(asked.certificate.as_deref(), Some(&*expected));
-    drop(receiver);
-
-    let (receiver, _tokens) = control_plane(&lab, &authority);
-    use_auth(&machine, &service_account("credential:report.account"));
-    receiver.until(PATIENTLY, "one by the service account", authorized(GRANTED));
-
-    // Without it the report says which is missing, and no other file is taken in its place.
-    machine.ok("rm /etc/systemd/system/portcullis.service.d/report.conf; systemctl daemon-reload; systemctl restart portcullis");
-    eventually(PATIENTLY, "the missing credential is named", || {
-        let journal = machine.run("journalctl -u portcullis -o cat -n 50").stdout;
-        match journal.contains("/run/credentials/portcullis.service/report.ca: No such file") {
-            true => Ok(()),
-            false => Err(journal),
-        }
-    });
+    assert!(with_secrets >= 7, "{listed:?}");
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use portcullis_protocol::{CheckId, Status};
 
 use crate::lab::{Lab, Machine, SOON, allow, eventually};
-use crate::receiver::{Asked, Authority, HOST, PATIENTLY, PORT, Server, no_content, push_to_us, told, trust};
+use crate::receiver::{Asked, HOST, PATIENTLY, PORT, Server, no_content, push_to_us, set_up, told};
 
 /// How many reports wait on the instance's disk.
 fn waiting(machine: &Machine) -> usize {
@@ -52,9 +52,7 @@ fn once_each(arrived: &[Asked]) -> BTreeMap<u64, Asked> {
 #[test]
 fn what_changes_while_the_control_plane_is_away_arrives_once_and_in_order() {
     let lab = Lab::new();
-    let mut machine = lab.launch();
-    let authority = Authority::new();
-    trust(&machine, &authority, "");
+    let (mut machine, authority) = set_up(&lab, "");
     let receiver = Server::reports(&lab, &authority, &[]);
     push_to_us(&mut machine);
     let mut first = receiver.all_until(PATIENTLY, "generation 2, ready", |asked| {
@@ -126,9 +124,7 @@ fn what_changes_while_the_control_plane_is_away_arrives_once_and_in_order() {
 #[test]
 fn a_full_spool_keeps_readiness_and_the_newest_and_tells_what_is_missing() {
     let lab = Lab::new();
-    let mut machine = lab.launch();
-    let authority = Authority::new();
-    trust(&machine, &authority, "spool_reports = 3");
+    let (mut machine, authority) = set_up(&lab, "spool_reports = 3");
     push_to_us(&mut machine);
     machine.until_ready();
     for _ in 0..6 {
@@ -155,9 +151,7 @@ fn a_full_spool_keeps_readiness_and_the_newest_and_tells_what_is_missing() {
 #[test]
 fn a_date_to_come_back_at_is_kept_by_the_receivers_clock() {
     let lab = Lab::new();
-    let mut machine = lab.launch();
-    let authority = Authority::new();
-    trust(&machine, &authority, "");
+    let (mut machine, authority) = set_up(&lab, "");
     // A receiver whose clock is 20 years ahead.
     let now = SystemTime::now() + Duration::from_secs(20 * 365 * 24 * 3600);
     let date = |time| httpdate::fmt_http_date(time);
@@ -185,9 +179,7 @@ fn a_date_to_come_back_at_is_kept_by_the_receivers_clock() {
 #[test]
 fn a_change_that_can_not_be_kept_is_told_all_the_same_and_counted() {
     let lab = Lab::new();
-    let mut machine = lab.launch();
-    let authority = Authority::new();
-    trust(&machine, &authority, "");
+    let (mut machine, authority) = set_up(&lab, "");
     let receiver = Server::reports(&lab, &authority, &[]);
     push_to_us(&mut machine);
     receiver.until(PATIENTLY, "generation 2", |asked| {
@@ -219,9 +211,7 @@ fn a_change_that_can_not_be_kept_is_told_all_the_same_and_counted() {
 #[test]
 fn a_report_that_is_refused_again_and_again_holds_up_no_others() {
     let lab = Lab::new();
-    let mut machine = lab.launch();
-    let authority = Authority::new();
-    trust(&machine, &authority, "");
+    let (mut machine, authority) = set_up(&lab, "");
     let receiver = Server::start(&lab, (HOST, PORT), Some(authority.tls()), |asked| {
         match (asked.is_change(), asked.number("portcullis-sequence")) {
             (true, 1) => ("422 Unprocessable Content".to_owned(), String::new()),

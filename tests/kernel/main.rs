@@ -9,6 +9,7 @@
 mod common;
 mod guest;
 mod keys;
+mod stacks;
 mod storage;
 
 use std::time::Duration;

@@ -13,34 +13,34 @@ use crate::old_kernel;
 
 const DISKS: usize = 8;
 const DISK_BYTES: u64 = 160 << 20;
-const AES: &str = "AES-256-XTS";
+pub const AES: &str = "AES-256-XTS";
 
 /// As the first machine's disks cost: nothing until they are written to.
-fn disks(folder: &Path) -> Vec<PathBuf> {
-    (0..DISKS)
+pub fn disks(folder: &Path, count: usize, bytes: u64) -> Vec<PathBuf> {
+    (0..count)
         .map(|at| {
             let path = folder.join(format!("disk-{at}"));
-            std::fs::File::create(&path).unwrap().set_len(DISK_BYTES).unwrap();
+            std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
             path
         })
         .collect()
 }
 
 #[track_caller]
-fn check(guest: &Guest, step: &str) -> Check {
+pub fn check(guest: &Guest, step: &str) -> Check {
     let report: Report = guest.json(step);
     report.check(CheckId::StorageEncrypted).unwrap().clone()
 }
 
 #[track_caller]
-fn volume<'a>(check: &'a Check, point: &str) -> &'a Value {
+pub fn volume<'a>(check: &'a Check, point: &str) -> &'a Value {
     let volumes = check.evidence["volumes"].as_array().unwrap();
     let found = volumes.iter().find(|volume| volume["mounts"][0] == point);
     found.unwrap_or_else(|| panic!("{point} is not told: {volumes:#?}"))
 }
 
 /// The devices on the way from a volume down.
-fn way(volume: &Value) -> Vec<(&str, &str)> {
+pub fn way(volume: &Value) -> Vec<(&str, &str)> {
     let steps = volume["way"].as_array().unwrap().iter();
     steps
         .map(|step| (step["what"].as_str().unwrap(), step["device"].as_str().unwrap()))
@@ -48,7 +48,7 @@ fn way(volume: &Value) -> Vec<(&str, &str)> {
 }
 
 #[track_caller]
-fn is(check: &Check, point: &str, state: &str, algorithms: &[&str]) {
+pub fn is(check: &Check, point: &str, state: &str, algorithms: &[&str]) {
     let volume = volume(check, point);
     assert_eq!(volume["state"], state, "{volume:#?}");
     assert_eq!(volume["algorithms"], json!(algorithms), "{volume:#?}");
@@ -57,7 +57,7 @@ fn is(check: &Check, point: &str, state: &str, algorithms: &[&str]) {
 #[test]
 fn what_luks_encrypts_is_verified_and_the_same_without_it_is_absent() {
     let folder = tempfile::tempdir().unwrap();
-    let disks = disks(folder.path());
+    let disks = disks(folder.path(), DISKS, DISK_BYTES);
     let mut guest = Guest::boot_on("", "storage", disks.iter().map(PathBuf::as_path));
     guest.until_off();
     old_kernel(&guest);
@@ -181,7 +181,7 @@ fn the_daemon_is_told(guest: &Guest) {
 #[test]
 fn a_sandboxed_daemon_asks_a_unit_for_ciphers_and_without_it_knows_none() {
     let folder = tempfile::tempdir().unwrap();
-    let disks = disks(folder.path());
+    let disks = disks(folder.path(), DISKS, DISK_BYTES);
     // What systemd tells the kernel's log stays off the console: it would be in the middle of a line.
     let mut guest = Guest::boot_on("loglevel=1", "units", disks.iter().map(PathBuf::as_path));
     guest.until_off();

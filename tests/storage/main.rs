@@ -80,7 +80,7 @@ fn look(tree: &str, attested: Value) -> (Check, Vec<(String, String, String)>) {
             let algorithms = volume["algorithms"].as_array().unwrap();
             let algorithms: Vec<&str> = algorithms.iter().map(|name| name.as_str().unwrap()).collect();
             (
-                text(&volume["mounts"][0]),
+                volume["mounts"][0].as_str().unwrap_or_default().to_owned(),
                 text(&volume["state"]),
                 algorithms.join(" "),
             )
@@ -276,7 +276,7 @@ fn what_only_looks_encrypted_is_never_verified() {
     assert_eq!(json!(check.status), "fail");
     for (point, why) in [
         ("/", "the drive itself encrypts (OPAL)"),
-        ("/cached", "the cache of bcache0 is not followed"),
+        ("/cached", "the cache of bcache0 is not told"),
         ("/changed", "changed while it was looked at"),
         (
             "/gone",
@@ -296,6 +296,30 @@ fn what_only_looks_encrypted_is_never_verified() {
         .find(|volume| volume["mounts"][0] == "/folders")
         .unwrap();
     assert!(folders["fscrypt"].as_str().unwrap().contains("as a whole is not"));
+}
+
+#[test]
+fn recorded_stacks_are_followed_to_what_holds_their_data() {
+    let (check, told) = look("stacks", json!([]));
+    assert_eq!(json!(check.status), "fail");
+    for (point, state, algorithms) in [
+        ("/cached", "verified", AES),
+        ("/half-cached", "absent", AES),
+        ("/nested", "absent", AES),
+        ("/odd name", "verified", AES),
+        ("/sealed", "verified", AES),
+        ("/paths", "verified", AES),
+        ("/inner", "verified", AES),
+        ("/dev/zram1", "absent", ""),
+        ("/dev/zram2", "verified", AES),
+        ("/fake", "absent", ""),
+        ("/victim", "absent", ""),
+        ("/alike", "absent", ""),
+        ("/from-elsewhere", "unknown", ""),
+    ] {
+        let expected = (point.to_owned(), state.to_owned(), algorithms.to_owned());
+        assert!(told.contains(&expected), "{point}: {told:?}");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{AuthorizedKey, FirewallRule, PeerAddress, Secret, SourceRange};
+pub use checks::guessable;
 use storage::Storage;
 
 /// Largest accepted spec, in bytes: 100,000 peers fit.

@@ -13,7 +13,7 @@ use crate::config::report::Auth;
 use crate::policy::key_sources::is_key_credential;
 use crate::policy::redaction::Redactor;
 use crate::system::files;
-use crate::system::injected::CREDENTIALS;
+use crate::system::injected::credential_folders;
 use crate::system::secret_files::place;
 
 /// Largest file that is looked into for secrets.
@@ -30,7 +30,7 @@ pub fn known(settings: &Settings, settings_files: &[PathBuf]) -> Redactor {
         redactor.add_settings(&text);
     }
     let specs = SPECS.map(|name| settings.state_dir.join(name));
-    for spec in specs.iter().chain([&settings.spec_file]) {
+    for spec in specs.iter().chain([&place(&settings.spec_file)]) {
         // By its names only: one that is refused has secrets too.
         let document = read(spec).and_then(|text| serde_json::from_str::<Value>(&text).ok());
         redactor.add_named(&document.unwrap_or_default());
@@ -39,7 +39,7 @@ pub fn known(settings: &Settings, settings_files: &[PathBuf]) -> Redactor {
     for setting in named_by(&settings.report.auth) {
         add_file(&mut redactor, &place(&setting));
     }
-    for folder in CREDENTIALS {
+    for folder in credential_folders() {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         let secret = entries.filter(|entry| !entry.file_name().to_str().is_some_and(is_key_credential));
         for entry in secret {

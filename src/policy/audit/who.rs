@@ -4,13 +4,11 @@
 
 use std::fmt;
 
+use portcullis_protocol::access::ROLE_URN;
 use serde::{Deserialize, Serialize};
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::clean;
-
-/// How the URI begins by which a certificate names its holder's role.
-const ROLE_URN: &str = "urn:portcullis:role:";
+use crate::policy::access::Certificate;
 
 /// Who asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,16 +46,14 @@ pub enum Who {
 }
 
 impl Who {
-    /// A caller over HTTPS with the certificate that it showed, DER. The external id, which is a secret, is
-    /// not read.
-    pub fn remote(address: String, certificate: Option<&[u8]>) -> Self {
-        let parsed = certificate.and_then(|der| X509Certificate::from_der(der).ok());
-        let parsed = parsed.map(|(_, certificate)| certificate);
+    /// A caller over HTTPS with the certificate that it showed. Of its URIs only the role is told: the external id
+    /// is a secret.
+    pub fn remote(address: String, certificate: Option<&Certificate>) -> Self {
         Self::Remote {
             address,
-            subject: parsed.as_ref().map(|c| c.subject().to_string()),
-            serial: parsed.as_ref().map(|c| format!("{:x}", c.serial)),
-            role: parsed.as_ref().and_then(role),
+            subject: certificate.map(|shown| shown.subject.clone()),
+            serial: certificate.map(|shown| number(&shown.serial)),
+            role: certificate.and_then(role),
         }
     }
 
@@ -114,14 +110,22 @@ impl Who {
     }
 }
 
-/// The role that the certificate names among its subject alternative names.
-fn role(certificate: &X509Certificate<'_>) -> Option<String> {
-    let names = certificate.subject_alternative_name().ok()??;
-    let uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => uri.strip_prefix(ROLE_URN),
-        _ => None,
-    });
-    uris.map(str::to_owned).next()
+/// The role that the certificate names; the first, should there be more.
+fn role(certificate: &Certificate) -> Option<String> {
+    let named = certificate.uris.iter();
+    named
+        .filter_map(|uri| uri.strip_prefix(ROLE_URN))
+        .map(str::to_owned)
+        .next()
+}
+
+/// A serial number as it is searched for: hex digits without colons and leading zeros.
+fn number(serial: &str) -> String {
+    let digits = serial.replace(':', "");
+    match digits.trim_start_matches('0') {
+        "" => "0".to_owned(),
+        digits => digits.to_owned(),
+    }
 }
 
 impl fmt::Display for Who {
@@ -169,16 +173,14 @@ impl fmt::Display for Who {
 mod tests {
     use super::*;
 
-    fn certificate(name: &str, uris: &[&str]) -> Vec<u8> {
-        let mut params = rcgen::CertificateParams::default();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        params.serial_number = Some(vec![0x0a, 0xbc].into());
-        for uri in uris {
-            let uri = (*uri).try_into().unwrap();
-            params.subject_alt_names.push(rcgen::SanType::URI(uri));
+    fn certificate(name: &str, uris: &[&str]) -> Certificate {
+        Certificate {
+            subject: format!("CN={name}"),
+            serial: "0a:bc".to_owned(),
+            uris: uris.iter().map(|uri| (*uri).to_owned()).collect(),
+            not_before: 0,
+            not_after: 1,
         }
-        let key = rcgen::KeyPair::generate().unwrap();
-        params.self_signed(&key).unwrap().der().to_vec()
     }
 
     #[test]
@@ -187,18 +189,17 @@ mod tests {
             "urn:portcullis:external-id:hidden",
             "urn:portcullis:role:operator",
         ];
-        let der = certificate("cp\n\u{1b}[1m", &uris);
-        let who = Who::remote("192.0.2.1:9".to_owned(), Some(&der)).cleaned();
+        let shown = certificate("cp\n\u{1b}[1m", &uris);
+        let who = Who::remote("192.0.2.1:9".to_owned(), Some(&shown)).cleaned();
         let text = who.to_string();
         assert_eq!(text, "CN=cp\\n\\u{1b}[1m role operator serial abc at 192.0.2.1:9");
         let json = serde_json::to_string(&who).unwrap();
         assert!(!json.contains("hidden") && !json.contains('\u{1b}'), "{json}");
         assert!(!who.is_stranger());
-        for damaged in [None, Some(&b"no certificate"[..])] {
-            let who = Who::remote("192.0.2.1:9".to_owned(), damaged);
-            assert!(who.is_stranger());
-            assert_eq!(who.to_string(), "without a certificate at 192.0.2.1:9");
-        }
+        let who = Who::remote("192.0.2.1:9".to_owned(), None);
+        assert!(who.is_stranger());
+        assert_eq!(who.to_string(), "without a certificate at 192.0.2.1:9");
+        assert_eq!(number("00:00"), "0");
     }
 
     #[test]

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::Finding;
 use crate::policy::observation::Observed;
 use crate::policy::storage::answers::Segment;
-use crate::policy::storage::cipher::algorithm;
 use crate::policy::storage::mounts::Number;
 use crate::policy::storage::walk::{Judged, State, judge, made_by};
 use crate::policy::storage::{Kind, Storage};
@@ -158,8 +157,15 @@ fn evidence(one: &Judged<'_>, storage: &Storage) -> Value {
         "reason": found.reason,
         "way": way,
         "algorithms": found.algorithms,
-        "seen_in": if volume.kind == "swap" { "/proc/swaps" } else { "/proc/1/mountinfo" },
+        "seen_in": match volume.kind.as_str() {
+            "swap" => "/proc/swaps".to_owned(),
+            kind if volume.points.is_empty() => format!("/sys/fs/{kind}"),
+            _ => "/proc/1/mountinfo".to_owned(),
+        },
     });
+    if volume.points.is_empty() {
+        told["elsewhere"] = "in use, and mounted where the first process does not see it".into();
+    }
     if one.is_excused() {
         told["excused"] = "firmware and boot loader have to read it; root alone can write there".into();
     }
@@ -181,23 +187,36 @@ fn device(number: Number, storage: &Storage) -> Option<Value> {
         Kind::Mapped { name, uuid } => {
             told["what"] = made_by(uuid).unwrap_or("device mapper").into();
             told["name"] = name.clone().into();
-            if let Some([Segment::Crypt { cipher, key_bits, .. }, ..]) =
-                storage.answers.tables.get(name).map(Vec::as_slice)
+            let table = storage.answers.tables.get(name).map(Vec::as_slice);
+            if let Some(
+                [
+                    first @ Segment::Crypt {
+                        cipher,
+                        key_bits,
+                        options,
+                        ..
+                    },
+                    ..,
+                ],
+            ) = table
             {
                 told["cipher"] = cipher.clone().into();
                 told["key_bits"] = (*key_bits).into();
-                told["algorithm"] = algorithm(cipher, *key_bits).name.into();
+                told["algorithm"] = first.algorithm().map(|one| one.name).into();
+                // Discards show which blocks are in use; that is the operator's to weigh.
+                told["options"] = options.clone().into();
                 told["cipher_seen_in"] = "dmsetup table".into();
             }
         }
         Kind::Raid { level } => told["what"] = level.clone().into(),
-        Kind::Loop { file } => {
+        Kind::Loop { file, removed } => {
             told["what"] = "loop".into();
             told["file"] = file.clone().into();
+            told["removed"] = (*removed).into();
         }
         Kind::Partition => told["what"] = "partition".into(),
         Kind::Memory => told["what"] = "memory".into(),
-        Kind::Bcache => told["what"] = "bcache".into(),
+        Kind::Bcache { .. } => told["what"] = "bcache".into(),
         Kind::Disk { serial } => {
             told["what"] = "disk".into();
             told["serial"] = serial.clone().into();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::cipher::{Algorithm, Worth, algorithm_with};
 use super::mounts::Number;
 
 /// What is asked of `zfs get`, in its order.
@@ -22,9 +23,48 @@ pub enum Segment {
         key_bits: u32,
         /// The device beneath.
         below: Option<Number>,
+        /// How many sectors of 512 bytes it covers.
+        sectors: u64,
+        /// What more it is told, for example `allow_discards`.
+        options: Vec<String>,
+    },
+    /// A target that keeps writes, or what they replace, on another device: dm-snapshot. The kernel does not list
+    /// that device beneath the origin.
+    Snapshot {
+        /// Whose blocks are kept.
+        origin: Number,
+        /// Where.
+        store: Number,
     },
     /// Another target, for example `linear`.
     Other(String),
+}
+
+impl Segment {
+    /// How it encrypts; none for what is not dm-crypt's.
+    pub fn algorithm(&self) -> Option<Algorithm> {
+        let Self::Crypt {
+            cipher,
+            key_bits,
+            sectors,
+            options,
+            ..
+        } = self
+        else {
+            return None;
+        };
+        let value = |option: &String| option.strip_prefix("integrity_key_size:")?.parse::<u32>().ok();
+        let checksum = options
+            .iter()
+            .find_map(value)
+            .map(|bytes| bytes.saturating_mul(8));
+        let mut found = algorithm_with(cipher, *key_bits, checksum);
+        // These vectors have 32 bits and count sectors.
+        if found.worth == Worth::Strong && cipher.ends_with("-plain") && *sectors > 1 << 32 {
+            found.worth = Worth::Lesser("vectors that come again after 2 TiB".to_owned());
+        }
+        Some(found)
+    }
 }
 
 /// A dataset of ZFS.
@@ -43,6 +83,8 @@ pub struct Dataset {
 pub struct Answers {
     /// The tables, by the devices' names in the device mapper.
     pub tables: BTreeMap<String, Vec<Segment>>,
+    /// What else is written to when a device is: the stores of its snapshots.
+    pub stores: BTreeMap<Number, Vec<Number>>,
     /// ZFS's datasets, by their names.
     pub datasets: BTreeMap<String, Dataset>,
     /// The devices of ZFS's pools, by the pools' names.
@@ -85,30 +127,21 @@ impl Answers {
         else {
             return false;
         };
-        if name.contains(' ') {
+        // Whoever makes a name with such characters could make it look like another device's line.
+        if name.is_empty() || name.contains(' ') {
             return false;
         }
-        let mut words = rest.split_ascii_whitespace();
-        let Some(start) = words.next() else {
+        let words: Vec<&str> = rest.split_ascii_whitespace().collect();
+        if words.is_empty() {
             self.tables.entry(name.to_owned()).or_default();
             return true;
-        };
-        let is_number = |word: Option<&str>| word.is_some_and(|word| word.parse::<u64>().is_ok());
-        if !is_number(Some(start)) || !is_number(words.next()) {
-            return false;
         }
-        let segment = match (words.next(), words.next(), words.next(), words.nth(1)) {
-            (Some("crypt"), Some(cipher), Some(key), below) => match key_bits(key) {
-                Some(key_bits) => Segment::Crypt {
-                    cipher: cipher.to_owned(),
-                    key_bits,
-                    below: below.and_then(|number| number.parse().ok()),
-                },
-                None => return false,
-            },
-            (Some(target), ..) if target != "crypt" => Segment::Other(target.to_owned()),
-            _ => return false,
+        let Some(segment) = segment(&words) else {
+            return false;
         };
+        if let Segment::Snapshot { origin, store } = segment {
+            self.stores.entry(origin).or_default().push(store);
+        }
         self.tables.entry(name.to_owned()).or_default().push(segment);
         true
     }
@@ -152,6 +185,32 @@ impl Answers {
     }
 }
 
+/// `start length target parameters…`
+fn segment(words: &[&str]) -> Option<Segment> {
+    let (start, length) = (words.first()?, words.get(1)?);
+    let _: u64 = start.parse().ok()?;
+    let sectors = length.parse().ok()?;
+    let target = *words.get(2)?;
+    let parameters = words.get(3..).unwrap_or_default();
+    Some(match (target, parameters) {
+        // cipher key iv_offset device offset [count options…]
+        ("crypt", [cipher, key, rest @ ..]) => Segment::Crypt {
+            cipher: (*cipher).to_owned(),
+            key_bits: key_bits(key)?,
+            below: rest.get(1).and_then(|number| number.parse().ok()),
+            sectors,
+            options: rest.iter().skip(4).map(|option| (*option).to_owned()).collect(),
+        },
+        ("crypt", _) => return None,
+        ("snapshot", [origin, store, ..]) => Segment::Snapshot {
+            origin: origin.parse().ok()?,
+            store: store.parse().ok()?,
+        },
+        ("snapshot", _) => return None,
+        (target, _) => Segment::Other(target.to_owned()),
+    })
+}
+
 /// The length of `0000…`, of `:64:logon:description` (in bytes) or of `-`, no key at all.
 fn key_bits(key: &str) -> Option<u32> {
     if key == "-" {
@@ -181,16 +240,26 @@ mod tests {
             luks: 0 172032 crypt aes-xts-plain64 :64:logon:cryptsetup:6f0c-d0 0 254:2 32768 1 allow_discards\n\
             vg-two: 0 8192 linear 253:0 2048\n\
             vg-two: 8192 8192 linear 253:0 43008\n\
+            vg-snap: 0 16384 snapshot 253:15 253:16 P 8\n\
+            odd\\x20name: 0 8 linear 253:0 0\n\
             empty: \n";
         let answers = Answers::read(text);
         assert_eq!(answers.problem, None);
-        let crypt = |key_bits, minor| Segment::Crypt {
+        let number = |major, minor| Number { major, minor };
+        let crypt = |key_bits, minor, sectors, options: &[&str]| Segment::Crypt {
             cipher: "aes-xts-plain64".to_owned(),
             key_bits,
-            below: Some(Number { major: 254, minor }),
+            below: Some(number(254, minor)),
+            sectors,
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
         };
-        assert_eq!(answers.tables["plain"], [crypt(256, 1)]);
-        assert_eq!(answers.tables["luks"], [crypt(512, 2)]);
+        assert_eq!(answers.tables["plain"], [crypt(256, 1, 204800, &[])]);
+        assert_eq!(
+            answers.tables["luks"],
+            [crypt(512, 2, 172032, &["allow_discards"])]
+        );
+        assert_eq!(answers.stores[&number(253, 15)], [number(253, 16)]);
+        assert!(answers.tables.contains_key("odd\\x20name"));
         assert_eq!(
             answers.tables["vg-two"],
             vec![Segment::Other("linear".to_owned()); 2]
@@ -201,6 +270,24 @@ mod tests {
         assert!(failed.tables.is_empty());
         assert!(failed.problem.unwrap().contains("not permitted"));
         assert_eq!(Answers::read("No devices found\n"), Answers::default());
+    }
+
+    #[test]
+    fn short_vectors_and_long_checksums_count() {
+        let worth = |line: &str| {
+            let answers = Answers::read(line);
+            answers.tables["x"][0].algorithm().unwrap().worth
+        };
+        let key = ":64:logon:x";
+        let small = format!("x: 0 4294967296 crypt aes-xts-plain {key} 0 254:0 0\n");
+        assert_eq!(worth(&small), Worth::Strong);
+        let large = small.replace("4294967296", "4294967297");
+        assert!(matches!(worth(&large), Worth::Lesser(_)));
+        assert_eq!(worth(&large.replace("plain", "plain64")), Worth::Strong);
+        let sealed = "x: 0 8 crypt capi:authenc(hmac(sha256),xts(aes))-random :96:logon:x 0 254:0 0 1 integrity:32:aead\n";
+        assert_eq!(worth(sealed), Worth::Strong);
+        let more = sealed.replace("1 integrity:32:aead", "2 integrity:32:aead integrity_key_size:64");
+        assert!(matches!(worth(&more), Worth::Lesser(_)));
     }
 
     #[test]
@@ -237,7 +324,8 @@ mod tests {
             let line = format!("{name}: 0 4096 crypt {cipher} {key} 0 {below} 4096 2 sector_size:4096 no_read_workqueue\n");
             let answers = Answers::read(&line);
             prop_assert_eq!(&answers.problem, &None);
-            let expected = Segment::Crypt { cipher, key_bits: bytes * 8, below: Some(below) };
+            let options = ["sector_size:4096", "no_read_workqueue"].map(str::to_owned).to_vec();
+            let expected = Segment::Crypt { cipher, key_bits: bytes * 8, below: Some(below), sectors: 4096, options };
             prop_assert_eq!(&answers.tables[&name], &vec![expected]);
         }
 

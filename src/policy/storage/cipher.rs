@@ -63,6 +63,11 @@ struct Parts {
 
 /// Judges a specification (`aes-xts-plain64`, `capi:xts(aes)-plain64`) with a key of so many bits.
 pub fn algorithm(specification: &str, key_bits: u32) -> Algorithm {
+    algorithm_with(specification, key_bits, None)
+}
+
+/// The same, where so many bits of the key are for a checksum instead of what is usual for it.
+pub fn algorithm_with(specification: &str, key_bits: u32, checksum_bits: Option<u32>) -> Algorithm {
     let parts = match specification.strip_prefix("capi:") {
         Some(capi) => crypto_api(capi),
         None => classic(specification),
@@ -73,7 +78,11 @@ pub fn algorithm(specification: &str, key_bits: u32) -> Algorithm {
             worth: Worth::Unknown(format!("the cipher {specification} is not known here")),
         };
     };
-    let mut bits = key_bits.saturating_sub(parts.other_bits) / parts.keys;
+    let other_bits = match parts.other_bits {
+        0 => 0,
+        usual => checksum_bits.unwrap_or(usual),
+    };
+    let mut bits = key_bits.saturating_sub(other_bits) / parts.keys;
     if parts.mode == "xts" {
         // Two keys of the same length: one for the data, one for the tweak.
         bits /= 2;
@@ -111,6 +120,9 @@ fn worth(parts: &Parts, is_known: bool, bits: u32, specification: &str) -> Worth
     if !is_mode {
         return Worth::Unknown(format!("the cipher {specification} is not known here"));
     }
+    if let Some(worth) = worth_of_vectors(mode, &parts.iv, specification) {
+        return worth;
+    }
     if is_stream {
         return match bits {
             256 => Worth::Strong,
@@ -131,6 +143,24 @@ fn worth(parts: &Parts, is_known: bool, bits: u32, specification: &str) -> Worth
         _ => Worth::Unknown(format!(
             "{specification} with a key of {bits} bits is not known here"
         )),
+    }
+}
+
+/// What the initialisation vectors make of a cipher, if that is bad: those that are always the same show which sectors
+/// are alike, and in GCM, CCM and Poly1305 a vector used twice gives away more than that.
+fn worth_of_vectors(mode: &str, iv: &str, specification: &str) -> Option<Worth> {
+    match (mode, iv) {
+        ("gcm" | "ccm" | "poly1305", "random") => None,
+        ("gcm" | "ccm" | "poly1305", _) => Some(Worth::Nothing(format!(
+            "{specification}: a sector written twice has the same vector, which {mode} must not"
+        ))),
+        (_, "null") => Some(Worth::Nothing(format!(
+            "{specification}: all sectors have the same vector, which shows those that are alike"
+        ))),
+        (_, "plain" | "plain64" | "plain64be" | "essiv" | "eboiv" | "benbi" | "random") => None,
+        (_, iv) => Some(Worth::Unknown(format!(
+            "{specification}: the vectors {iv} are not known here"
+        ))),
     }
 }
 
@@ -253,6 +283,14 @@ mod tests {
             ("capi:ecb(cipher_null)-null", 0, "capi:ecb(cipher_null)-null"),
             ("des3_ede-cbc-essiv:sha256", 192, "des3_ede-cbc-essiv:sha256"),
             ("aes-ecb", 256, "AES-256-ECB"),
+            ("capi:ecb(aes)-null", 256, "AES-256-ECB"),
+            ("aes-xts-null", 512, "AES-256-XTS"),
+            ("aes-xts", 512, "AES-256-XTS"),
+            ("capi:xts(aes)-null", 512, "AES-256-XTS"),
+            ("aes-cbc-null", 256, "AES-256-CBC"),
+            ("capi:gcm(aes)-plain64", 256, "AES-256-GCM"),
+            ("xchacha12,aes-adiantum-null", 256, "xchacha12,aes-adiantum-null"),
+            ("aes-xts-plain64", 0, "AES-0-XTS"),
             ("aes-xts-plain64", 64, "AES-32-XTS"),
         ] {
             let worth = is(specification, bits, name);
@@ -268,6 +306,8 @@ mod tests {
             ("capi:authenc(hmac(sha1),xts(aes))-random", 672),
             ("capi:xts(ecb(aes-generic))-plain64", 512),
             ("aes-adiantum-plain64", 256),
+            ("aes-xts-rot13", 512),
+            ("aes-ctr-plain64", 256),
         ] {
             let found = algorithm(specification, bits);
             assert!(
@@ -275,6 +315,20 @@ mod tests {
                 "{specification}: {found:?}"
             );
         }
+    }
+
+    /// `integrity_key_size` of dm-crypt (Linux 6.11): 768 bits may be 512 for the checksum and two of 128.
+    #[test]
+    fn a_longer_key_of_the_checksum_leaves_less_for_the_cipher() {
+        let specification = "capi:authenc(hmac(sha256),xts(aes))-random";
+        let found = algorithm_with(specification, 768, Some(512));
+        assert_eq!(found.name, "AES-128-XTS");
+        assert!(matches!(found.worth, Worth::Lesser(_)), "{found:?}");
+        // What has no checksum has no key for it.
+        assert_eq!(
+            algorithm_with("aes-xts-plain64", 512, Some(256)).name,
+            "AES-256-XTS"
+        );
     }
 
     proptest! {

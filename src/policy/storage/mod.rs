@@ -6,6 +6,7 @@
 pub mod answers;
 pub mod cipher;
 pub mod mounts;
+pub mod places;
 #[cfg(test)]
 mod tests;
 pub mod walk;
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use answers::Answers;
 use mounts::{Mount, Number, Swap};
+use places::{Holds, Place, without_volume};
 
 /// Mount points that have to be readable before anything can be decrypted (the Boot Loader Specification, UEFI).
 pub const BOOT: [&str; 3] = ["/boot", "/boot/efi", "/efi"];
@@ -37,13 +39,18 @@ pub enum Kind {
     Loop {
         /// The file; none if the kernel does not tell.
         file: Option<String>,
+        /// Whether the file has no name any more.
+        removed: bool,
     },
     /// A part of a disk.
     Partition,
     /// Memory. With a disk beneath that pages move on to, for zram with `backing_dev`.
     Memory,
-    /// A cache before a disk: the kernel does not list the cache among what is beneath.
-    Bcache,
+    /// A cache before a disk.
+    Bcache {
+        /// Whether a cache is attached now: without one, none is among what is beneath.
+        cached: bool,
+    },
     /// Nothing is beneath it.
     Disk {
         /// Its serial number, if it tells one.
@@ -80,7 +87,8 @@ pub enum Backing {
 /// Something that data can be written to and that outlives power: a file system, or a swap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// Where it is mounted, shortest first, some of them; a swap's path.
+    /// Where it is mounted, shortest first, some of them; a swap's path. None if that is not where the first process
+    /// sees it: in another mount namespace alone, or nowhere any more but still in use.
     pub points: Vec<String>,
     /// The file system's type, or `swap`.
     pub kind: String,
@@ -103,8 +111,10 @@ pub struct Storage {
     pub devices: BTreeMap<Number, Device>,
     /// What could not be read of a device, and why.
     pub unread: BTreeMap<Number, String>,
-    /// All mount points, for paths: which volume is there; none for what is not persistent.
-    pub places: Vec<(String, Option<usize>)>,
+    /// All mounts, for paths.
+    pub places: Vec<Place>,
+    /// Files of swaps and loops that are not where their paths lead to, and why that is thought.
+    pub astray: BTreeMap<String, String>,
     /// What privileged programs told.
     pub answers: Answers,
     /// The devices of ZFS's pools.
@@ -191,18 +201,32 @@ pub trait Look {
     fn has_fscrypt(&self, point: &str) -> bool;
 }
 
-/// The volumes among what is mounted and swapped to, and which volume is at which mount point.
-pub fn volumes(
-    mounts: &[Mount],
-    swaps: &[Swap],
-    look: &impl Look,
-) -> (Vec<Volume>, Vec<(String, Option<usize>)>) {
+/// Whether a mount holds nothing of anybody's. A user may call a program's file system what he likes: without
+/// root's doing, such names count below /run/user alone, where the desktop mounts its own.
+fn is_nothing(mount: &Mount) -> bool {
+    let by_root = || user_of(mount).is_none() || mount.point.starts_with("/run/user/");
+    !is_persistent(&mount.kind) && (!mount.kind.starts_with("fuse.") || by_root())
+}
+
+/// The user, other than root, who mounted a program's file system (Documentation/filesystems/fuse.rst).
+fn user_of(mount: &Mount) -> Option<String> {
+    mount.option("user_id").filter(|user| user != "0")
+}
+
+/// The volumes among what is mounted and swapped to, and what is at which mount point.
+pub fn volumes(mounts: &[Mount], swaps: &[Swap], look: &impl Look) -> (Vec<Volume>, Vec<Place>) {
     let mut volumes: Vec<Volume> = Vec::new();
     let mut index: BTreeMap<(Number, &str, &str), usize> = BTreeMap::new();
     let mut places = Vec::new();
     for mount in mounts {
-        if !is_persistent(&mount.kind) {
-            places.push((mount.point.clone(), None));
+        let place = |holds: Holds| Place {
+            id: mount.id,
+            parent: mount.parent,
+            point: mount.point.clone(),
+            holds,
+        };
+        if is_nothing(mount) {
+            places.push(place(without_volume(&mount.kind)));
             continue;
         }
         // One file system may be mounted from several names of its device; one without a device is another one.
@@ -226,7 +250,7 @@ pub fn volumes(
         if let Some(volume) = volumes.get_mut(at) {
             volume.points.push(mount.point.clone());
         }
-        places.push((mount.point.clone(), Some(at)));
+        places.push(place(Holds::Volume(at)));
     }
     for volume in &mut volumes {
         let of_boot = |point: &String| BOOT.contains(&point.as_str()) && !look.others_may_write(point);
@@ -261,6 +285,9 @@ fn backing(mount: &Mount, look: &impl Look) -> Backing {
     if mount.device.major != 0 {
         return Backing::Devices(vec![mount.device]);
     }
+    if let Some(user) = user_of(mount).filter(|_| kind == "fuse" || kind.starts_with("fuse.")) {
+        return Backing::Unknown(format!("a program of user {user} keeps its data ({kind})"));
+    }
     if SHARES.binary_search(&kind).is_ok() {
         return Backing::Share;
     }
@@ -270,15 +297,7 @@ fn backing(mount: &Mount, look: &impl Look) -> Backing {
             Err(reason) => Backing::Unknown(reason),
         },
         "zfs" => Backing::Zfs(mount.source.clone()),
-        // What is written goes to the upper folder; without one, nothing is written.
-        "overlay" => match mount.option("upperdir") {
-            Some(upper) if upper.starts_with('/') => Backing::Path(upper.to_owned()),
-            Some(upper) => Backing::Unknown(format!("its upper folder {upper:?} is no whole path")),
-            None => match mount.option("lowerdir").map(|l| l.split(':').next().unwrap_or(l)) {
-                Some(lower) if lower.starts_with('/') => Backing::Path(lower.to_owned()),
-                _ => Backing::Unknown("its lower folders are not told".to_owned()),
-            },
-        },
+        "overlay" => overlay(mount),
         "ecryptfs" => Backing::Unknown("eCryptfs is not examined".to_owned()),
         _ if kind == "fuse" || kind.starts_with("fuse.") => {
             Backing::Unknown(format!("a program keeps its data ({kind})"))
@@ -287,15 +306,21 @@ fn backing(mount: &Mount, look: &impl Look) -> Backing {
     }
 }
 
-impl Storage {
-    /// The volume that a path is on: the last one that was mounted at the longest beginning of it.
-    pub fn volume_of(&self, path: &str) -> Option<usize> {
-        let is_on = |point: &str| {
-            let rest = path.strip_prefix(point.trim_end_matches('/'));
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        let mut places: Vec<_> = self.places.iter().filter(|(point, _)| is_on(point)).collect();
-        places.sort_by_key(|(point, _)| point.len());
-        places.last()?.1
+/// What is written goes to the upper folder; without one, nothing is written.
+fn overlay(mount: &Mount) -> Backing {
+    let (what, folder) = match mount.option("upperdir") {
+        Some(upper) => ("upper folder", upper),
+        None => {
+            let lower = mount.option("lowerdir").unwrap_or_default();
+            let first = lower.split(':').next().unwrap_or_default();
+            ("first lower folder", first.to_owned())
+        }
+    };
+    // Some kernels show overlayfs's own escapes in it, some don't, and a step up may lead elsewhere.
+    let is_whole =
+        folder.starts_with('/') && !folder.contains('\\') && !folder.split('/').any(|part| part == "..");
+    match is_whole {
+        true => Backing::Path(folder),
+        false => Backing::Unknown(format!("its {what} {folder:?} is no path that can be followed")),
     }
 }

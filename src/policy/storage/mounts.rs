@@ -39,6 +39,10 @@ impl FromStr for Number {
 /// A line of mountinfo (proc_pid_mountinfo(5)), as far as it matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    /// Its number.
+    pub id: u32,
+    /// The mount that it is on.
+    pub parent: u32,
     /// The file system's device.
     pub device: Number,
     /// Where it is mounted.
@@ -47,15 +51,15 @@ pub struct Mount {
     pub kind: String,
     /// What the file system says that it is mounted from; anything, for one without a device.
     pub source: String,
-    /// The file system's own options, as they stand there.
+    /// The file system's own options, as they stand there: escaped, since a comma may be part of one.
     pub options: String,
 }
 
 impl Mount {
     /// The value of one of its own options.
-    pub fn option(&self, name: &str) -> Option<&str> {
+    pub fn option(&self, name: &str) -> Option<String> {
         let mut options = self.options.split(',');
-        options.find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
+        options.find_map(|option| option.strip_prefix(name)?.strip_prefix('=').map(unescaped))
     }
 }
 
@@ -81,16 +85,20 @@ pub fn mounts(text: &str) -> Result<Vec<Mount>, String> {
 /// `36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
 fn mount(line: &str) -> Option<Mount> {
     let mut fields = line.split(' ');
-    let device = fields.nth(2)?.parse().ok()?;
+    let id = fields.next()?.parse().ok()?;
+    let parent = fields.next()?.parse().ok()?;
+    let device = fields.next()?.parse().ok()?;
     let point = unescaped(fields.nth(1)?);
     // The mount's own options, and then as many optional fields as there are.
     let mut fields = fields.skip(1).skip_while(|field| *field != "-").skip(1);
     Some(Mount {
+        id,
+        parent,
         device,
         point,
         kind: unescaped(fields.next()?),
         source: unescaped(fields.next()?),
-        options: unescaped(fields.next().unwrap_or_default()),
+        options: fields.next().unwrap_or_default().to_owned(),
     })
 }
 
@@ -163,8 +171,13 @@ mod tests {
         assert_eq!(mount.device, Number { major: 98, minor: 0 });
         assert_eq!((mount.point.as_str(), mount.kind.as_str()), ("/mnt2", "ext3"));
         assert_eq!(mount.source, "/dev/root");
-        assert_eq!(mount.option("errors"), Some("continue"));
+        assert_eq!((mount.id, mount.parent), (36, 35));
+        assert_eq!(mount.option("errors").as_deref(), Some("continue"));
         assert_eq!(mount.option("err"), None);
+        // The kernel writes a comma of a value so (`seq_show_option`); one that is none ends it.
+        let line = "36 35 0:30 / /m rw - overlay o rw,upperdir=/enc\\054/../plain,workdir=/w";
+        let upper = super::mount(line).unwrap().option("upperdir");
+        assert_eq!(upper.as_deref(), Some("/enc,/../plain"));
     }
 
     #[test]

@@ -42,6 +42,8 @@ fn world(devices: &[(Does, Vec<usize>)]) -> Storage {
             cipher: cipher.to_owned(),
             key_bits: 512,
             below: below.first().copied(),
+            sectors: 8,
+            options: Vec::new(),
         };
         let segment = match does {
             Does::Encrypt => crypt("aes-xts-plain64"),
@@ -106,31 +108,6 @@ proptest! {
         let claimed = judge(&storage, &[claim]);
         prop_assert_eq!(claimed[0].found.state == State::Verified, is_verified);
     }
-}
-
-#[test]
-fn a_path_is_on_the_last_volume_at_its_longest_beginning() {
-    let places = [
-        ("/", 0),
-        ("/var", 1),
-        ("/var/lib", 2),
-        ("/var/lib", 3),
-        ("/va", 4),
-    ];
-    let storage = Storage {
-        places: places.map(|(point, at)| (point.to_owned(), Some(at))).to_vec(),
-        ..Storage::default()
-    };
-    for (path, at) in [
-        ("/swap", 0),
-        ("/var", 1),
-        ("/variable", 0),
-        ("/var/lib/x", 3),
-        ("/var/library", 1),
-    ] {
-        assert_eq!(storage.volume_of(path), Some(at), "{path}");
-    }
-    assert_eq!(Storage::default().volume_of("/"), None);
 }
 
 #[test]

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use portcullis_protocol::spec::storage::Attestation;
 
 use super::answers::Segment;
-use super::cipher::{Algorithm, Worth, algorithm};
+use super::cipher::{Algorithm, Worth};
 use super::mounts::Number;
+use super::places::Holds;
 use super::{Backing, Device, Kind, Storage, Volume};
 
 /// How well a volume is known to be encrypted at rest; worst first.
@@ -140,7 +141,12 @@ impl Walk<'_> {
     fn is_folder(&self, at: usize, volume: &Volume) -> bool {
         match &volume.backing {
             Backing::Path(path) if !is_root(volume) => {
-                self.storage.volume_of(path).is_some_and(|other| other != at)
+                let place = self.storage.place_of(path);
+                place.is_some_and(|place| match place.holds {
+                    Holds::Volume(other) => other != at,
+                    Holds::Memory => true,
+                    Holds::Other => false,
+                })
             }
             _ => false,
         }
@@ -167,11 +173,21 @@ impl Walk<'_> {
     }
 
     fn path(&mut self, path: &str) -> Way {
-        let is_somewhere = self.storage.places.iter().any(|(point, _)| point == "/");
-        match self.storage.volume_of(path) {
-            Some(at) => self.volume(at),
-            None if is_somewhere => None,
-            None => Some(Found::unknown(format!("{path} is on nothing that is mounted"))),
+        if let Some(reason) = self.storage.astray.get(path) {
+            return Some(Found::unknown(format!(
+                "{path} is not where that leads to now ({reason})"
+            )));
+        }
+        let Some(place) = self.storage.place_of(path) else {
+            return Some(Found::unknown(format!("{path} is on nothing that is mounted")));
+        };
+        match place.holds {
+            Holds::Volume(at) => self.volume(at),
+            Holds::Memory => None,
+            Holds::Other => Some(Found::unknown(format!(
+                "{path} is on {}, which is no storage that can be followed",
+                place.point
+            ))),
         }
     }
 
@@ -216,18 +232,20 @@ impl Walk<'_> {
         match &device.kind {
             Kind::Mapped { name, uuid } => self.mapped(device, name, uuid),
             Kind::Raid { .. } | Kind::Partition => self.all(&device.below),
-            Kind::Loop { file: Some(file) } => self.path(file),
-            Kind::Loop { file: None } => Some(Found::unknown(format!(
+            Kind::Loop { file: Some(file), .. } => self.path(file),
+            Kind::Loop { file: None, .. } => Some(Found::unknown(format!(
                 "the kernel does not tell the file of {}",
                 device.name
             ))),
             Kind::Memory if device.below.is_empty() => None,
             Kind::Memory => self.all(&device.below),
-            Kind::Bcache => self.all(&device.below).map(|found| match found.state {
+            // What the cache holds is plain if it is: both are beneath, while one is attached.
+            Kind::Bcache { cached } => self.all(&device.below).map(|found| match found.state {
                 State::Absent => found,
+                _ if *cached && device.below.len() > 1 => found,
                 _ => Found {
                     state: State::Unknown,
-                    reason: format!("the cache of {} is not followed", device.name),
+                    reason: format!("the cache of {} is not told", device.name),
                     ..found
                 },
             }),
@@ -251,24 +269,42 @@ impl Walk<'_> {
                 ))
             });
         };
-        let crypt: Option<Vec<(&str, u32, Option<Number>)>> = segments
-            .iter()
-            .map(|segment| match segment {
-                Segment::Crypt {
-                    cipher,
-                    key_bits,
-                    below,
-                } => Some((cipher.as_str(), *key_bits, *below)),
-                Segment::Other(_) => None,
-            })
-            .collect();
-        Some(match crypt {
-            Some(crypt) if crypt.iter().any(|(.., below)| is_other(*below, device)) => {
-                beneath.perhaps(format!("{} changed while it was looked at", device.name))
-            }
-            Some(crypt) => encrypted(&device.name, &crypt, beneath),
-            None => other_target(&device.name, uuid, segments, beneath),
+        let crypt = segments.iter().filter(|one| matches!(one, Segment::Crypt { .. }));
+        let is_other = |segment: &Segment| matches!(segment, Segment::Crypt { below, .. } if below.is_none_or(|below| !device.below.contains(&below)));
+        Some(if crypt.count() < segments.len() {
+            self.other_target(device, uuid, segments, beneath)
+        } else if segments.iter().any(is_other) {
+            beneath.perhaps(format!("{} changed while it was looked at", device.name))
+        } else {
+            encrypted(&device.name, segments, beneath)
         })
+    }
+
+    /// Not, or not all, dm-crypt's.
+    fn other_target(&mut self, device: &Device, uuid: &str, segments: &[Segment], beneath: Found) -> Found {
+        let name = &device.name;
+        // cryptsetup maps a range of a self-encrypting drive with a plain target.
+        if uuid.starts_with("CRYPT-LUKS2-OPAL-") {
+            return beneath.perhaps(format!(
+                "{name}: the drive itself encrypts (OPAL), and its word can't be checked by the kernel"
+            ));
+        }
+        let other = |segment: &Segment| match segment {
+            Segment::Other(target) => Some(target.clone()),
+            _ => None,
+        };
+        let mut others = segments.iter().filter_map(other);
+        if let Some(target) = others.clone().find(|target| target.contains("crypt")) {
+            return beneath.perhaps(format!("{name}: the target {target} is not known here"));
+        }
+        if !others.any(|target| target == "snapshot-origin") {
+            return beneath;
+        }
+        // What a write replaces is copied to the snapshots first, wherever they are.
+        let stores = &self.storage.answers.stores;
+        let stores = device.below.iter().filter_map(|origin| stores.get(origin));
+        let all: Vec<Number> = device.below.iter().chain(stores.flatten()).copied().collect();
+        self.all(&all).unwrap_or(beneath)
     }
 
     fn zfs(&mut self, dataset: &str) -> Way {
@@ -342,10 +378,6 @@ fn is_root(volume: &Volume) -> bool {
     volume.kind == "overlay" && volume.points.iter().any(|point| point == "/")
 }
 
-fn is_other(below: Option<Number>, device: &Device) -> bool {
-    below.is_none_or(|below| !device.below.contains(&below))
-}
-
 fn attested(claim: &Attestation, what: &str) -> Found {
     let by = &claim.by;
     let with = match &claim.algorithm {
@@ -359,11 +391,8 @@ fn attested(claim: &Attestation, what: &str) -> Found {
 }
 
 /// All of the device is dm-crypt's.
-fn encrypted(device: &str, crypt: &[(&str, u32, Option<Number>)], beneath: Found) -> Found {
-    let judged: Vec<Algorithm> = crypt
-        .iter()
-        .map(|(cipher, bits, _)| algorithm(cipher, *bits))
-        .collect();
+fn encrypted(device: &str, segments: &[Segment], beneath: Found) -> Found {
+    let judged: Vec<Algorithm> = segments.iter().filter_map(Segment::algorithm).collect();
     for Algorithm { worth, .. } in &judged {
         if let Worth::Nothing(reason) = worth {
             return match beneath.state {
@@ -392,24 +421,6 @@ fn encrypted(device: &str, crypt: &[(&str, u32, Option<Number>)], beneath: Found
         lesser,
         path: beneath.path,
         algorithms,
-    }
-}
-
-/// Not, or not all, dm-crypt's.
-fn other_target(device: &str, uuid: &str, segments: &[Segment], beneath: Found) -> Found {
-    // cryptsetup maps a range of a self-encrypting drive with a plain target.
-    if uuid.starts_with("CRYPT-LUKS2-OPAL-") {
-        return beneath.perhaps(format!(
-            "{device}: the drive itself encrypts (OPAL), and its word can't be checked by the kernel"
-        ));
-    }
-    let unknown = segments.iter().find_map(|segment| match segment {
-        Segment::Other(target) if target.contains("crypt") => Some(target),
-        _ => None,
-    });
-    match unknown {
-        Some(target) => beneath.perhaps(format!("{device}: the target {target} is not known here")),
-        None => beneath,
     }
 }
 

@@ -64,7 +64,7 @@ async fn ask_programs(questions: Questions) -> Answers {
         ],
         &["zpool", "list", "-v", "-H", "-P"],
     ];
-    let tables: [&[&str]; 1] = [&["dmsetup", "table"]];
+    let tables: [&[&str]; 1] = [&["dmsetup", "--manglename", "none", "table"]];
     let tables = tables.iter().filter(|_| questions.tables);
     let commands = tables.chain(zfs.iter().filter(|_| questions.zfs));
     let mut text = String::new();

@@ -6,10 +6,18 @@ use std::collections::BTreeMap;
 
 use super::storage::{MAX_ATTESTATIONS, MAX_ATTESTED_DISKS};
 use super::{Cluster, MAX_PEERS, MAX_RULES, MAX_SOURCES, Problem, SPEC_VERSION, Spec};
-use crate::{FirewallRule, SourceRange};
+use crate::{FirewallRule, Secret, SourceRange};
 
 /// Characters of a token that nobody guesses: 128 random bits take so many in base64.
 const SAFE_TOKEN: usize = 22;
+
+/// Why a token can be guessed, if it can: it is short.
+pub fn guessable(token: &Secret) -> Option<String> {
+    let length = token.expose().len();
+    (1..SAFE_TOKEN)
+        .contains(&length)
+        .then(|| format!("it has {length} characters, and can be guessed: {SAFE_TOKEN} random ones are safe"))
+}
 
 impl Spec {
     /// What is accepted and may not be what was meant: ranges with host bits, a token that is short. Each with its field, and
@@ -26,12 +34,9 @@ impl Spec {
 
     /// A token that can be guessed by whoever hears an answer that is bound to it.
     fn short_token(&self) -> Option<Problem> {
-        let length = self.enrolment_token()?.expose().len();
-        (1..SAFE_TOKEN).contains(&length).then(|| Problem {
+        guessable(self.enrolment_token()?).map(|reason| Problem {
             field: "control_plane.enrolment_token".to_owned(),
-            reason: format!(
-                "it has {length} characters, and can be guessed: {SAFE_TOKEN} random ones are safe"
-            ),
+            reason,
         })
     }
 

@@ -6,6 +6,7 @@
 #     NETNS   the instance's network namespace; NET the provider's, with the bridge br0
 #     PORT    the name of the veth end on the bridge
 #     CGROUP  a cgroup v2 directory for this instance alone
+# Files in DIR/credentials are handed to the instance as a container's manager does it (systemd.system-credentials(7)).
 # Writes DIR/pid: "PID STARTTIME BOOTS" of the instance's PID 1 as seen from here.
 # May not live here: addresses (cloud-init sets them), images, anything about the agent.
 set -eu
@@ -94,13 +95,20 @@ inside() {
     ln -s /proc/self/fd/0 dev/stdin
     ln -s /proc/self/fd/1 dev/stdout
     ln -s /proc/self/fd/2 dev/stderr
+    given=
+    if [ -d "$dir/credentials" ]; then
+        given=CREDENTIALS_DIRECTORY=/run/host/credentials
+        mkdir -m 700 -p run/host/credentials
+        cp "$dir"/credentials/* run/host/credentials/
+        chmod 400 run/host/credentials/*
+    fi
     hostname "$name"
     pivot_root . mnt
     umount -l /mnt
     # As the first process makes it on a machine (systemd.exec(5)): units get credentials by it.
     mount --make-rshared /
     cd /
-    exec env -i container=portcullis-local PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    exec env -i container=portcullis-local PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin $given \
         /lib/systemd/systemd </dev/null
 }
 
