@@ -36,7 +36,7 @@ pub fn run(site: &mut Site) -> Table {
         method: "Of six addresses, over TCP: a program on the host, a port that Docker publishes, and the container itself by a \
                  route to its network, each over IPv4 and IPv6. Docker runs with IPv6. The table by hand is at \
                  the same place of the packet's way as the gate. A flush is `nft flush ruleset`, by another program, and nothing is \
-                 done about it by hand. firewalld's reload takes Docker's own rules along, so that nothing is published then."
+                 done about it by hand. firewalld's reload takes Docker's own rules along, and what is published may not answer then."
             .to_owned(),
         columns: vec![
             count("when it is ready"),

@@ -49,7 +49,7 @@ pub fn run(site: &mut Site) -> Vec<Table> {
             &format!(
                 "{method}portcullis lets in no SSH before a spec was accepted, and \
             is ready when its checks have proven it, a login among them. For the others, ready is the end of cloud-init, \
-            which the script is a part of: nothing is proven then."
+            which the script is a part of: nothing is proven then. Debian's firewalld and cloud-init each wait for the other (firewalld#414), so firewalld has the order that is recommended there, after the network is up."
             ),
         ),
         table(

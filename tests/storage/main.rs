@@ -236,6 +236,16 @@ fn a_claim_attests_what_it_names_and_verifies_nothing() {
     );
 }
 
+/// What a pool is on is known only after it was asked for: it may be dm-crypt.
+#[test]
+fn where_zfs_is_tables_are_asked_for_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!("{}/tests/storage/trees/zfs.tree", env!("CARGO_MANIFEST_DIR"));
+    make(folder.path(), &fs::read_to_string(file).unwrap());
+    let questions = Sight::of(folder.path()).unwrap().questions();
+    assert!(questions.zfs && questions.tables);
+}
+
 #[test]
 fn zfs_says_what_it_encrypts_and_else_its_disks_count() {
     let (check, told) = look("zfs", json!([]));

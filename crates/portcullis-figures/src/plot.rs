@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::chapter::{Cell, Figure, Plot, Row, Side, Table, Unit};
 
-const WIDTH: u32 = 920;
+const WIDTH: u32 = 940;
 const TITLE: u32 = 30;
 const BAR: u32 = 26;
 const AXIS: u32 = 34;
@@ -17,9 +17,15 @@ const AXIS: u32 = 34;
 const NAMES: u32 = 330;
 const AFTER: u32 = 90;
 const LINES_HEIGHT: u32 = 420;
+const LEGEND: u32 = 340;
 const FONT: &str = "sans-serif";
 
-const OURS: RGBColor = RGBColor(11, 79, 108);
+/// Ours, in turns where rows are lines.
+const OURS: [RGBColor; 3] = [
+    RGBColor(11, 79, 108),
+    RGBColor(63, 131, 160),
+    RGBColor(128, 182, 204),
+];
 const FLOOR: RGBColor = RGBColor(150, 150, 150);
 /// Others, in turns; told apart also by those who see red and green alike (Okabe and Ito's palette).
 const THEIRS: [RGBColor; 5] = [
@@ -71,9 +77,9 @@ fn plain(name: &str) -> String {
 
 /// Each row's colour.
 fn colours(rows: &[Row]) -> Vec<RGBColor> {
-    let mut theirs = THEIRS.iter().cycle();
+    let (mut ours, mut theirs) = (OURS.iter().cycle(), THEIRS.iter().cycle());
     let colour = |row: &Row| match row.side {
-        Side::Ours => OURS,
+        Side::Ours => *ours.next().unwrap_or(&FLOOR),
         Side::Floor => FLOOR,
         Side::Theirs => *theirs.next().unwrap_or(&FLOOR),
     };
@@ -99,14 +105,23 @@ fn bars(area: &Area<'_>, table: &Table, column: usize, logarithmic: bool) -> Dra
     let least = least.fold(most, f64::min);
     if logarithmic {
         let low = 10_f64.powf((least / 2.0).log10().floor());
-        panel(area, table, column, (low..most * 1.3).log_scale(), low)
+        panel(area, table, column, (low..most * 1.3).log_scale(), [low, most])
     } else {
-        panel(area, table, column, 0.0..most * 1.05, 0.0)
+        panel(area, table, column, 0.0..most * 1.05, [0.0, most])
+    }
+}
+
+/// Median, least and most of a bar; for good is as long as there is room.
+fn extent(cell: &Cell, high: f64) -> Option<(f64, f64, f64)> {
+    match cell {
+        Cell::Measured(figure) if figure.median > 0.0 => Some((figure.median, figure.least, figure.most)),
+        Cell::ForGood(_) => Some((high, high, high)),
+        _ => None,
     }
 }
 
 /// One column's bars, the first row at the top.
-fn panel<X>(area: &Area<'_>, table: &Table, column: usize, scale: X, low: f64) -> Drawn
+fn panel<X>(area: &Area<'_>, table: &Table, column: usize, scale: X, [low, high]: [f64; 2]) -> Drawn
 where
     X: AsRangedCoord<Value = f64>,
     X::CoordDescType: ValueFormatter<f64>,
@@ -137,18 +152,12 @@ where
         let cell = row.cells.get(column).unwrap_or(&Cell::Nothing);
         let said = cell.show(unit);
         let mut end = low;
-        if let Cell::Measured(figure) = cell {
-            end = figure.median.max(low);
-            chart.draw_series([Rectangle::new(
-                [(low, middle - 0.36), (end, middle + 0.36)],
-                colour.filled(),
-            )])?;
-            let (from, to) = (figure.least.max(low), figure.most.max(low));
-            chart.draw_series([PathElement::new(
-                vec![(from, middle), (to, middle)],
-                BLACK.stroke_width(1),
-            )])?;
-            end = to;
+        if let Some((median, least, most)) = extent(cell, high) {
+            let bar = [(low, middle - 0.36), (median.max(low), middle + 0.36)];
+            chart.draw_series([Rectangle::new(bar, colour.filled())])?;
+            end = most.max(low);
+            let spread = vec![(least.max(low), middle), (end, middle)];
+            chart.draw_series([PathElement::new(spread, BLACK.stroke_width(1))])?;
         }
         let after = (FONT, 13)
             .into_font()
@@ -179,7 +188,8 @@ fn lines(area: &Area<'_>, table: &Table, name: &str, at: &[f64]) -> Drawn {
         at.last().copied().unwrap_or(10.0),
     );
     let unit = table.columns.first().map_or(Unit::Count, |column| column.unit);
-    let mut chart = ChartBuilder::on(area)
+    let (left, right) = area.split_horizontally(WIDTH - LEGEND);
+    let mut chart = ChartBuilder::on(&left)
         .caption(plain(&table.title), (FONT, 17))
         .margin(8)
         .margin_right(20)
@@ -194,6 +204,7 @@ fn lines(area: &Area<'_>, table: &Table, name: &str, at: &[f64]) -> Drawn {
         .light_line_style(TRANSPARENT)
         .label_style((FONT, 13))
         .draw()?;
+    let mut named = 0;
     for (row, colour) in table.rows.iter().zip(colours(&table.rows)) {
         let points: Vec<(f64, f64)> = at
             .iter()
@@ -207,18 +218,17 @@ fn lines(area: &Area<'_>, table: &Table, name: &str, at: &[f64]) -> Drawn {
             continue;
         }
         let width = if row.side == Side::Ours { 3 } else { 2 };
+        let style = colour.stroke_width(width);
         chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
-        chart
-            .draw_series(LineSeries::new(points, colour.stroke_width(width)))?
-            .label(plain(&row.name))
-            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], colour.stroke_width(width)));
+        chart.draw_series(LineSeries::new(points, style))?;
+        let at = TITLE as i32 + 24 * named;
+        named += 1;
+        right.draw(&PathElement::new(vec![(4, at), (24, at)], style))?;
+        let name = (FONT, 13)
+            .into_font()
+            .color(&BLACK)
+            .pos(Pos::new(HPos::Left, VPos::Center));
+        right.draw(&Text::new(plain(&row.name), (32, at), name))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.85))
-        .border_style(FLOOR)
-        .label_font((FONT, 13))
-        .draw()?;
     Ok(())
 }

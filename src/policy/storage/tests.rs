@@ -116,3 +116,45 @@ fn lists_are_sorted_for_the_search() {
     assert!(is_persistent("ext4") && is_persistent("overlay") && is_persistent("fuse.rclone"));
     assert!(NOT_PERSISTENT.is_sorted() && SHARES.is_sorted());
 }
+
+/// Devices that nobody can tell of.
+struct Blind;
+
+impl Look for Blind {
+    fn btrfs(&self, _: &str) -> Result<Vec<Number>, String> {
+        Err("not told".to_owned())
+    }
+    fn device(&self, _: &str) -> Result<Number, String> {
+        Err("not told".to_owned())
+    }
+    fn others_may_write(&self, _: &str) -> bool {
+        false
+    }
+    fn has_fscrypt(&self, _: &str) -> bool {
+        false
+    }
+}
+
+/// Who mounts a program's file system chooses its name (mount(8), `subtype`).
+#[test]
+fn what_a_user_calls_his_own_file_system_excuses_nothing() {
+    let backing = |kind: &str, point: &str, user: u32| {
+        let line =
+            format!("40 1 0:40 / {point} rw,nosuid - {kind} me@cloud:/ rw,user_id={user},group_id={user}");
+        let mounts = mounts(&line).unwrap();
+        let (volumes, _) = volumes(&mounts, &[], &Blind);
+        volumes.first().map(|volume| volume.backing.clone())
+    };
+    // Root's sshfs is a share, which a claim may name; a user's is a program that keeps data wherever it likes.
+    assert_eq!(backing("fuse.sshfs", "/data", 0), Some(Backing::Share));
+    assert!(matches!(
+        backing("fuse.sshfs", "/data", 1000),
+        Some(Backing::Unknown(_))
+    ));
+    // The desktop's portal holds nothing, where the desktop mounts it.
+    assert_eq!(backing("fuse.portal", "/run/user/1000/doc", 1000), None);
+    assert!(matches!(
+        backing("fuse.portal", "/data", 1000),
+        Some(Backing::Unknown(_))
+    ));
+}

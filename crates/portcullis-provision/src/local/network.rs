@@ -205,6 +205,8 @@ impl Outsider {
             format!("10.77.0.{}/24", self.number),
             format!("fd77::{:x}/64", self.number),
         );
+        // The kernel takes a namespace down after it is deleted: the port of one that had this number may still be there.
+        let _ = run("ip", &["-n", &net, "link", "delete", &port]);
         run("ip", &["netns", "add", inner])?;
         run("ip", &["-n", inner, "link", "set", "lo", "up"])?;
         run(
