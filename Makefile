@@ -82,7 +82,7 @@ demo: need-root setup deb ## Launch, prove, change and end throw-away local inst
 BENCH = gate keys endpoint boot
 
 .PHONY: bench
-bench: need-root setup deb ## Measure beside ufw, firewalld, nft, cloud-init, google-guest-agent and nginx, and write docs/benchmarks.md; needs root, 25 minutes
+bench: need-root setup deb ## Measure beside ufw, firewalld, nft, cloud-init, google-guest-agent and nginx, and write docs/benchmarks.md; needs root, 20 minutes
 	packaging/setup bench
 	cargo bench --locked --no-run
 	for name in $(BENCH); do cargo bench --locked --bench $$name -- --save || exit; done

@@ -14,6 +14,9 @@ use portcullis_figures::{Chapter, Machine, Table};
 /// A name, and what measures the tables of that name at a site.
 pub type Group<S> = (&'static str, fn(&mut S) -> Vec<Table>);
 
+/// Where something is measured, and what it is compared with; or why not.
+pub type Made<S> = Result<(S, Vec<String>), String>;
+
 /// A benchmark: a chapter of the page without its figures.
 pub struct Benchmark<S: 'static> {
     /// Its name.
@@ -27,7 +30,7 @@ pub struct Benchmark<S: 'static> {
     /// In the order in which they are measured.
     pub groups: &'static [Group<S>],
     /// Where it is measured, and what it is compared with.
-    pub site: fn() -> Result<(S, Vec<String>), String>,
+    pub site: fn() -> Made<S>,
 }
 
 impl<S> Benchmark<S> {

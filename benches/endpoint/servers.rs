@@ -146,10 +146,13 @@ impl Site {
             let text = [said.stdout, said.stderr].concat();
             let text = String::from_utf8_lossy(&text);
             let line = text.lines().next().unwrap_or_default();
-            line.split([',', '['])
+            // What it was built with is no part of it.
+            let line = line
+                .trim_start_matches("nginx version: ")
+                .replace(", version", "");
+            line.split([',', '[', '('])
                 .next()
                 .unwrap_or_default()
-                .trim_end_matches(" (branch: HEAD")
                 .trim()
                 .to_owned()
         };

@@ -41,7 +41,7 @@ impl fmt::Display for PageError {
 }
 
 const INTRODUCTION: &str = "\
-Written by `make bench` (as root, some 20 minutes), which measures all of it in one run: in network namespaces and on \
+Written by `make bench` (as root; a quarter of an hour, and the builds before it), which measures all of it in one run: in network namespaces and on \
 instances that it makes; this machine's own rules and users are not touched. Nothing here is written by hand, and \
 what was found stands beside it as JSON.
 

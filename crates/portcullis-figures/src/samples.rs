@@ -78,6 +78,7 @@ pub fn times(ratio: f64) -> String {
 /// About three digits.
 pub(crate) fn digits(number: f64) -> String {
     let decimals = match number {
+        n if n < 0.01 => 4,
         n if n < 0.1 => 3,
         n if n < 10.0 => 2,
         n if n < 100.0 => 1,

@@ -141,7 +141,7 @@ fn what_a_user_calls_his_own_file_system_excuses_nothing() {
     let backing = |kind: &str, point: &str, user: u32| {
         let line =
             format!("40 1 0:40 / {point} rw,nosuid - {kind} me@cloud:/ rw,user_id={user},group_id={user}");
-        let mounts = mounts(&line).unwrap();
+        let mounts = super::mounts::mounts(&line).unwrap();
         let (volumes, _) = volumes(&mounts, &[], &Blind);
         volumes.first().map(|volume| volume.backing.clone())
     };
