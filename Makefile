@@ -121,7 +121,7 @@ reproducible: ## Builds the package twice from the last commit, in two folders, 
 	packaging/reproducible
 
 .PHONY: faults
-faults: need-root setup deb ## The daemon killed at every system call, failing files, damaged state, storms on an instance; needs root, an hour
+faults: need-root setup deb ## The daemon killed at every system call, failing files, damaged state, storms on an instance; needs root, more than an hour
 	FAULTS=all cargo test --locked --test faults -- --nocapture --test-threads=1
 	cargo test --locked --test instances -- --nocapture --test-threads=1 fault
 

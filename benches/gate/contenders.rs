@@ -37,7 +37,10 @@ pub trait Contender: Sync {
     }
 
     /// Shuts it, from nothing, with these ports open to anybody.
-    fn shut(&self, ports: &[u16], running: &mut Vec<Server>) -> Duration;
+    fn shut(&self, ports: &[u16], _running: &mut Vec<Server>) -> Duration {
+        self.prepare(ports);
+        must(&self.again(ports))
+    }
 
     /// The command that does it again.
     fn again(&self, ports: &[u16]) -> String;
@@ -52,11 +55,6 @@ pub struct Recipe;
 impl Contender for Recipe {
     fn name(&self) -> &'static str {
         "ufw and `DOCKER-USER`, a script"
-    }
-
-    fn shut(&self, ports: &[u16], _: &mut Vec<Server>) -> Duration {
-        self.prepare(ports);
-        must(&self.again(ports))
     }
 
     fn again(&self, _: &[u16]) -> String {
@@ -74,11 +72,6 @@ pub struct ByHand;
 impl Contender for ByHand {
     fn name(&self) -> &'static str {
         "`nft -f`, a table by hand"
-    }
-
-    fn shut(&self, ports: &[u16], _: &mut Vec<Server>) -> Duration {
-        self.prepare(ports);
-        must(&self.again(ports))
     }
 
     fn again(&self, _: &[u16]) -> String {
