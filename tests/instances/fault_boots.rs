@@ -1,11 +1,11 @@
-//! Boots that go wrong: the program is damaged, the disk of the state does not come, settings are damaged. The gate is
-//! shut or what was accepted, the journal says why, and the instance is ready once the cause is gone.
+//! Boots that go wrong: lockdown fails, the disk of the state does not come, settings are damaged. The gate is shut or
+//! what was accepted, the journal says why, and the instance is ready once the cause is gone.
 //!
 //! May not live here: boots that go well (`boot`), faults while it runs (`faults`).
 
 use std::time::Duration;
 
-use portcullis_protocol::{CheckId, Status};
+use portcullis_protocol::{CheckId, Report, Status};
 use portcullis_provision::reach::{Reached, Transport, listen_inside};
 
 use crate::lab::{Lab, Machine, eventually, vantage};
@@ -31,17 +31,80 @@ fn begin_boot(lab: &Lab, machine: &Machine) -> Machine {
     })
 }
 
-/// Waits until a script succeeds inside; gives what it printed.
+/// Waits until a script succeeds inside.
 #[track_caller]
-fn until(machine: &Machine, script: &str) -> String {
+fn until(machine: &Machine, script: &str) {
     eventually(BOOT_STEP, script, || {
         let said = machine.run(script);
-        if said.success() {
-            Ok(said.stdout)
-        } else {
-            Err(said)
-        }
-    })
+        if said.success() { Ok(()) } else { Err(said) }
+    });
+}
+
+/// Waits until the boot that was begun is over, and the daemon ready.
+#[track_caller]
+fn until_booted(machine: &Machine) -> Report {
+    until(
+        machine,
+        "systemctl is-system-running --wait | grep -Eq 'running|degraded'",
+    );
+    machine.until_ready()
+}
+
+#[track_caller]
+fn is_held_back(machine: &Machine, what: &str) {
+    assert_eq!(
+        machine.unit("portcullis-lockdown", "ActiveState"),
+        "activating",
+        "{what}"
+    );
+    for unit in [
+        "network-pre.target",
+        "systemd-networkd",
+        "cloud-init-local",
+        "ssh",
+        "portcullis",
+    ] {
+        assert_eq!(machine.unit(unit, "ActiveState"), "inactive", "{what}: {unit}");
+    }
+    let links = machine.ok("ip -o link show up");
+    assert!(!links.contains("eth0"), "{what}: {links}");
+}
+
+/// The kernel refuses the gate: its unit may not speak to it.
+const REFUSED: &str = "/etc/systemd/system/portcullis-lockdown.service.d/refused.conf";
+
+#[test]
+fn a_lockdown_that_fails_holds_the_network_back_and_says_why() {
+    let lab = Lab::new();
+    let machine = lab.launch();
+    let stranger = lab.stranger();
+    let from = vantage(&stranger);
+    assert_eq!(machine.seen_from(&from, Tcp, 22), [Open; 2]);
+    assert!(machine.ok("ip -o link show up").contains("eth0"));
+    machine.ok(&format!(
+        "mkdir -p $(dirname {REFUSED}) && \
+         printf '[Service]\\nRestrictAddressFamilies=\\nRestrictAddressFamilies=AF_UNIX\\n' >{REFUSED}"
+    ));
+    let machine = begin_boot(&lab, &machine);
+    let told = "journalctl -b -u portcullis-lockdown -o cat";
+    // It is tried more than once.
+    until(
+        &machine,
+        &format!("[ $({told} | grep -c 'next try in 5 s') -gt 1 ]"),
+    );
+    let told = machine.ok(told);
+    assert!(told.contains("Address family not supported"), "no reason: {told}");
+    let where_to = machine.unit("portcullis-lockdown", "StandardError");
+    assert_eq!(where_to, "journal+console");
+    is_held_back(&machine, "refused");
+    assert_eq!(machine.seen_from(&from, Tcp, 22), [Filtered; 2]);
+
+    // Once it succeeds the boot goes on by itself.
+    machine.ok(&format!(
+        "rm {REFUSED} && systemctl daemon-reload && systemctl restart portcullis-lockdown"
+    ));
+    until_booted(&machine);
+    assert_eq!(machine.seen_from(&from, Tcp, 22), [Open; 2]);
 }
 
 /// A program that is damaged may run all the same, as a shell runs an empty file: only a gate ends the wait.
@@ -63,19 +126,7 @@ fn a_boot_without_lockdown_waits_shut_and_goes_on_once_it_can() {
         until(&machine, &format!("[ $({waits}) -gt {tries} ]"));
     };
     let is_shut = |what: &str| {
-        for (unit, state) in [
-            ("portcullis-lockdown", "activating"),
-            ("network-pre.target", "inactive"),
-            ("portcullis", "inactive"),
-            ("ssh", "inactive"),
-        ] {
-            assert_eq!(machine.unit(unit, "ActiveState"), state, "{what}: {unit}");
-        }
-        assert_eq!(
-            machine.ok("ip -o address show dev eth0 scope global"),
-            "",
-            "{what}"
-        );
+        is_held_back(&machine, what);
         assert_eq!(machine.seen_from(&from, Tcp, 22), [Filtered; 2], "{what}");
     };
     next_try();
@@ -96,11 +147,7 @@ fn a_boot_without_lockdown_waits_shut_and_goes_on_once_it_can() {
         is_shut(what);
     }
     machine.ok("mv /usr/bin/away /usr/bin/portcullis");
-    until(
-        &machine,
-        "systemctl is-system-running --wait | grep -Eq 'running|degraded'",
-    );
-    machine.until_ready();
+    until_booted(&machine);
     assert_eq!(machine.table(), table);
     assert_eq!(machine.seen_from(&from, Tcp, 22), [Open; 2]);
 }
@@ -118,8 +165,7 @@ fn a_boot_without_the_disk_of_the_state_is_shut_and_recovers_with_it() {
     // and is not there, but not one that a link leads to.)
     machine.ok("systemctl stop portcullis portcullis-front
         cp -a /var/lib/portcullis /root/disk && rm -r /var/lib/portcullis && mkdir -m 700 /var/lib/portcullis
-        printf '[Unit]\\nDefaultDependencies=no\\n[Mount]\\nWhat=/root/link\\nWhere=/var/lib/portcullis\\nType=none\\nOptions=bind\\n' \\
-            > /etc/systemd/system/var-lib-portcullis.mount
+        echo '/root/link /var/lib/portcullis none bind,nofail 0 0' >> /etc/fstab
         ln -s /root/away/disk /root/link && systemctl daemon-reload");
     let machine = begin_boot(&lab, &machine);
     until(&machine, "systemctl is-active ssh");
@@ -130,6 +176,10 @@ fn a_boot_without_the_disk_of_the_state_is_shut_and_recovers_with_it() {
     for port in [22, 9000] {
         assert_eq!(machine.seen_from(&from, Tcp, port), [Filtered; 2]);
     }
+    // Out is open.
+    for address in stranger.addresses() {
+        machine.ok(&format!("ping -c 1 -W 5 {address}"));
+    }
     let said = machine.run("portcullis status");
     assert!(said.stdout.contains("NO DAEMON"), "{said:?}");
     assert!(said.stdout.contains("portcullis.service is inactive"), "{said:?}");
@@ -138,12 +188,7 @@ fn a_boot_without_the_disk_of_the_state_is_shut_and_recovers_with_it() {
     assert_eq!(machine.ok("ls -A /var/lib/portcullis"), "");
 
     machine.ok("ln -sfn /root/disk /root/link && systemctl start var-lib-portcullis.mount");
-    until(
-        &machine,
-        "systemctl is-system-running --wait | grep -Eq 'running|degraded'",
-    );
-    machine.until_ready();
-    assert_eq!(machine.status().generation, Some(generation));
+    assert_eq!(until_booted(&machine).generation, Some(generation));
     assert_eq!(
         (
             machine.table(),
@@ -183,14 +228,12 @@ fn damaged_settings_at_a_boot_and_state_that_is_deleted_leave_an_instance_that_i
         );
     }
     machine.ok("rm /etc/portcullis/conf.d/bad.toml");
-    until(
-        &machine,
-        "systemctl is-system-running --wait | grep -Eq 'running|degraded'",
-    );
-    machine.until_ready();
-    assert_eq!(machine.status().generation, Some(generation));
+    assert_eq!(until_booted(&machine).generation, Some(generation));
 
-    machine.ok("rm -r /var/lib/portcullis");
+    // It may not write anew what is not gone yet.
+    machine.ok(
+        "systemctl kill -s STOP portcullis; rm -r /var/lib/portcullis; systemctl kill -s CONT portcullis",
+    );
     let check = eventually(BOOT_STEP, "it is written anew", || {
         let report = machine.try_status()?;
         let check = report.check(CheckId::FirewallApplied).ok_or("it is not there")?;

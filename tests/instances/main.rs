@@ -22,7 +22,6 @@ mod api_refusals;
 mod audit;
 mod audit_forgery;
 mod boot;
-mod boot_faults;
 mod bug_report;
 mod changes;
 mod client;
