@@ -3,11 +3,14 @@
 //! May not live here: secrets, and text from outside in a message (it goes into a field, where a
 //! line end can't forge an entry).
 
+use std::fs;
 use std::io::IsTerminal;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::policy::exposure::socket::unit_of;
 
 /// Message ids (journald's `MESSAGE_ID`): fixed, so that `journalctl MESSAGE_ID=…` and alerts keep working.
 pub mod id {
@@ -115,7 +118,8 @@ pub fn start(verbose: bool, in_background: bool) {
         Some(journal) => {
             let journal = journal
                 .with_field_prefix(None)
-                .with_syslog_identifier("portcullis".to_owned());
+                .with_syslog_identifier("portcullis".to_owned())
+                .with_custom_fields(unit().map(|unit| ("OBJECT_SYSTEMD_UNIT", unit)));
             let _ = tracing_subscriber::registry()
                 .with(level)
                 .with(journal)
@@ -129,6 +133,20 @@ pub fn start(verbose: bool, in_background: bool) {
             let _ = tracing_subscriber::registry().with(level).with(text).try_init();
         }
     }
+}
+
+/// The unit that this runs in. journald looks for it by itself, but too late for a process that has just ended
+/// (systemd#2913); `journalctl -u` takes root's word for it as well (systemd.journal-fields(7)).
+fn unit() -> Option<String> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    // cgroups(7): `hierarchy:controllers:path`; one hierarchy is systemd's.
+    groups.lines().find_map(|line| {
+        let (_, line) = line.split_once(':')?;
+        match line.split_once(':')? {
+            ("" | "name=systemd", path) => unit_of(path),
+            _ => None,
+        }
+    })
 }
 
 #[cfg(test)]

@@ -171,6 +171,19 @@ fn the_journal_has_a_message_id_for_each_step_to_ready() {
     assert!(all.contains("5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e03"));
 }
 
+/// journald may look who said something when its process is gone.
+#[test]
+fn what_lockdown_says_at_its_end_is_found_by_the_units_name() {
+    let lab = Lab::new();
+    let machine = lab.launch();
+    machine.ok("printf '[firewall' > /etc/portcullis/conf.d/bad.toml
+        systemctl kill -s STOP systemd-journald
+        systemctl restart portcullis-lockdown; result=$?
+        systemctl kill -s CONT systemd-journald && journalctl --sync && exit $result");
+    let told = machine.ok("journalctl -b -u portcullis-lockdown -o verbose --no-pager");
+    assert!(told.contains("/etc/portcullis/conf.d/bad.toml"), "{told}");
+}
+
 #[test]
 fn a_purge_leaves_nothing() {
     let lab = Lab::new();
