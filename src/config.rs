@@ -282,10 +282,6 @@ fn set<T>(target: &mut T, value: Option<T>) {
 
 /// A file's text; none if there is no file. The boot waits for it, so it must be a file and end.
 fn text(file: &Path) -> Result<Option<String>, String> {
-    // Its name asks for the defaults, and it ends at once.
-    if file == Path::new("/dev/null") {
-        return Ok(Some(String::new()));
-    }
     let Some(bytes) = files::read(file, MAX_FILE).map_err(|e| e.to_string())? else {
         return Ok(None);
     };
@@ -382,9 +378,10 @@ mod tests {
     }
 
     #[test]
-    fn the_null_device_asks_for_the_defaults_and_no_other_device_is_read() {
-        assert_eq!(text(Path::new("/dev/null")), Ok(Some(String::new())));
-        assert!(text(Path::new("/dev/zero")).is_err());
+    fn what_is_no_file_is_refused() {
+        for device in ["/dev/zero", "/dev/null"] {
+            assert!(text(Path::new(device)).is_err(), "{device}");
+        }
     }
 
     #[test]

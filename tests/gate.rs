@@ -5,7 +5,7 @@ mod common;
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{Namespace, host_and_stranger};
 use portcullis::policy::firewall::{Inputs, ruleset};
@@ -38,19 +38,6 @@ const RICH: &str = r#","cluster":{"id":"c","peers":[{"instance":"p","addresses":
 
 fn held(nftables: &mut Nftables) -> Option<Ruleset> {
     nftables.read().unwrap().map(|held| held.ruleset)
-}
-
-fn answers(from: &Namespace, to: &str) -> bool {
-    let to: SocketAddr = to.parse().unwrap();
-    from.enter(move || TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok())
-}
-
-/// Without the gate it answers, once the new links know their neighbours: within 5 s.
-fn until_answers(from: &Namespace, to: &str) {
-    let until = Instant::now() + Duration::from_secs(5);
-    while !answers(from, to) {
-        assert!(Instant::now() < until, "{to} should answer without the gate");
-    }
 }
 
 #[test]
@@ -139,15 +126,15 @@ fn only_what_a_rule_names_is_let_in() {
         .enter(|| ["0.0.0.0:22", "0.0.0.0:81", "[::]:23"].map(|address| TcpListener::bind(address).unwrap()));
     // The positive control: without the gate, all of them answer.
     for port in ["10.9.0.1:22", "10.9.0.1:81", "[fd09::1]:23"] {
-        assert!(answers(&stranger, port), "{port} should answer without the gate");
+        assert!(stranger.reaches(port), "{port} should answer without the gate");
     }
     host.enter(|| Nftables::open().unwrap().replace(&planned(RICH)).unwrap());
-    assert!(answers(&stranger, "10.9.0.1:22"));
-    assert!(answers(&stranger, "10.9.0.1:81"), "10.9.0.2 is within 10.0.0.0/8");
-    assert!(!answers(&stranger, "[fd09::1]:23"));
+    assert!(stranger.reaches("10.9.0.1:22"));
+    assert!(stranger.reaches("10.9.0.1:81"), "10.9.0.2 is within 10.0.0.0/8");
+    assert!(!stranger.reaches("[fd09::1]:23"));
     host.enter(|| Nftables::open().unwrap().replace(&planned("")).unwrap());
     for port in ["10.9.0.1:22", "10.9.0.1:81", "[fd09::1]:23"] {
-        assert!(!answers(&stranger, port), "{port} should be shut");
+        assert!(!stranger.reaches(port), "{port} should be shut");
     }
     // The host itself still gets out, in both families.
     let outside = stranger.enter(|| {
@@ -156,7 +143,7 @@ fn only_what_a_rule_names_is_let_in() {
             TcpListener::bind("[::]:98").unwrap(),
         ]
     });
-    assert!(answers(&host, "10.9.0.2:99") && answers(&host, "[fd09::2]:98"));
+    assert!(host.reaches("10.9.0.2:99") && host.reaches("[fd09::2]:98"));
     drop((listeners, outside));
 }
 
@@ -166,9 +153,9 @@ fn a_peer_reaches_every_port() {
     let _listener = host.enter(|| TcpListener::bind("[::]:4711").unwrap());
     let peer = r#","cluster":{"id":"c","peers":[{"instance":"p","addresses":["10.9.0.2","fd09::2"]}]}"#;
     host.enter(|| Nftables::open().unwrap().replace(&planned("")).unwrap());
-    assert!(!answers(&stranger, "10.9.0.1:4711") && !answers(&stranger, "[fd09::1]:4711"));
+    assert!(!stranger.reaches("10.9.0.1:4711") && !stranger.reaches("[fd09::1]:4711"));
     host.enter(|| Nftables::open().unwrap().replace(&planned(peer)).unwrap());
-    assert!(answers(&stranger, "10.9.0.1:4711") && answers(&stranger, "[fd09::1]:4711"));
+    assert!(stranger.reaches("10.9.0.1:4711") && stranger.reaches("[fd09::1]:4711"));
 }
 
 /// A container on a bridge of the host, and a way to it for the stranger, both families.
@@ -241,7 +228,7 @@ fn a_published_port_is_shut_unless_its_outside_port_is_named() {
     let published = ["10.9.0.1:8080", "[fd09::1]:8080"];
     let routed = ["172.30.0.2:80", "[fd30::2]:80"];
     for address in published.iter().chain(&routed) {
-        until_answers(&stranger, address);
+        stranger.until_reaches(address);
     }
     let rule = |port: u16| {
         format!(r#","firewall":{{"ingress":[{{"id":"r","protocol":"tcp","from_port":{port}}}]}}"#)
@@ -250,16 +237,16 @@ fn a_published_port_is_shut_unless_its_outside_port_is_named() {
     for (rest, open) in [(String::new(), false), (rule(80), false), (rule(8080), true)] {
         put(&host, &plan_with_links(&host, &rest, false));
         for address in published {
-            assert_eq!(answers(&stranger, address), open, "{address}, {rest}");
+            assert_eq!(stranger.reaches(address), open, "{address}, {rest}");
         }
         for address in routed {
-            assert!(!answers(&stranger, address), "{address}, {rest}");
+            assert!(!stranger.reaches(address), "{address}, {rest}");
         }
     }
     // Containers still get out, and the host to them.
     let _outside = stranger.enter(|| TcpListener::bind("[::]:99").unwrap());
-    assert!(answers(&container, "10.9.0.2:99") && answers(&container, "[fd09::2]:99"));
-    assert!(answers(&host, routed[0]) && answers(&host, routed[1]));
+    assert!(container.reaches("10.9.0.2:99") && container.reaches("[fd09::2]:99"));
+    assert!(host.reaches(routed[0]) && host.reaches(routed[1]));
 }
 
 /// Containers are refused at once; the host, name look-ups and other addresses are not.
@@ -278,8 +265,8 @@ fn the_metadata_lock_refuses_containers_and_not_the_host() {
     let _listeners = outside.enter(|| ["[::]:80", "[::]:53"].map(|on| TcpListener::bind(on).unwrap()));
     for address in metadata::ADDRESSES {
         let to = SocketAddr::new(address, 80).to_string();
-        until_answers(&container, &to);
-        until_answers(&host, &to);
+        container.until_reaches(&to);
+        host.until_reaches(&to);
     }
     let dial = |from: &Namespace, port: u16| {
         let refused = |address| {
@@ -298,7 +285,7 @@ fn the_metadata_lock_refuses_containers_and_not_the_host() {
         assert_eq!(dial(&container, 80), [answer; metadata::ADDRESSES.len()]);
         assert_eq!(dial(&container, 53), [None; metadata::ADDRESSES.len()], "names");
         assert_eq!(dial(&host, 80), [None; metadata::ADDRESSES.len()], "the host");
-        assert!(answers(&container, "10.9.0.2:80") && answers(&container, "[fd09::2]:80"));
+        assert!(container.reaches("10.9.0.2:80") && container.reaches("[fd09::2]:80"));
     }
     let listing = host.run("nft list table inet portcullis");
     for expected in [
@@ -327,13 +314,13 @@ fn loopback_addresses_from_outside_are_dropped() {
         stranger.name()
     ));
     assert!(
-        answers(&stranger, "127.0.0.1:6379"),
+        stranger.reaches("127.0.0.1:6379"),
         "the attack works without the gate"
     );
     let open = planned(r#","firewall":{"ingress":[{"id":"r","protocol":"tcp","from_port":6379}]}"#);
     host.enter(|| Nftables::open().unwrap().replace(&open).unwrap());
     assert!(
-        !answers(&stranger, "127.0.0.1:6379"),
+        !stranger.reaches("127.0.0.1:6379"),
         "and not with it, even where a rule opens the port"
     );
 }

@@ -3,11 +3,15 @@
 //! May not live here: whether a command helps; that is tried where its feature is.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/sources.rs"]
+mod sources;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use portcullis_protocol::CheckId;
+use sources::rust_files;
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -100,8 +104,7 @@ fn each_command_of_the_page_can_be_typed() {
 #[test]
 fn each_command_of_a_remedy_can_be_typed() {
     let mut found = BTreeSet::new();
-    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/policy/readiness")).unwrap() {
-        let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+    for text in rust_files("src/policy/readiness").into_values() {
         // Comments have backquotes of their own.
         let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
         found.extend(commands(&lines.collect::<Vec<_>>().join("\n")));

@@ -5,8 +5,7 @@
 
 mod common;
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::net::TcpListener;
 
 use common::{Namespace, run};
 use portcullis::policy::firewall::{Inputs, ruleset};
@@ -107,19 +106,6 @@ impl World {
     }
 }
 
-fn answers(from: &Namespace, to: &str) -> bool {
-    let to: SocketAddr = to.parse().unwrap();
-    from.enter(move || TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok())
-}
-
-/// Open, once the new links know their neighbours: within 5 s.
-fn until_answers(from: &Namespace, to: &str) {
-    let until = Instant::now() + Duration::from_secs(5);
-    while !answers(from, to) {
-        assert!(Instant::now() < until, "{to} should answer");
-    }
-}
-
 const INSIDE: &str = "10.244.1.0:4711";
 
 #[test]
@@ -127,19 +113,19 @@ fn an_overlay_is_filtered_because_outer_addresses_can_be_forged() {
     let world = world();
     let _listener = world.host.enter(|| TcpListener::bind("0.0.0.0:4711").unwrap());
     world.stranger_sends_as("10.9.0.2");
-    until_answers(&world.peer, INSIDE);
-    until_answers(&world.stranger, INSIDE);
+    world.peer.until_reaches(INSIDE);
+    world.stranger.until_reaches(INSIDE);
     // Were the overlay trusted, the stranger would have a session with a port that no rule opens.
     world.shut(&LinkSettings {
         trusted: ["flannel.1".to_owned()].into(),
         ..LinkSettings::default()
     });
-    until_answers(&world.peer, INSIDE);
-    until_answers(&world.stranger, INSIDE);
+    world.peer.until_reaches(INSIDE);
+    world.stranger.until_reaches(INSIDE);
     world.shut(&LinkSettings::default());
-    assert!(!answers(&world.stranger, INSIDE));
+    assert!(!world.stranger.reaches(INSIDE));
     // The price: a peer is let in by the address that is its own, and not by its overlay's.
-    assert!(answers(&world.peer, "10.9.0.1:4711") && !answers(&world.peer, INSIDE));
+    assert!(world.peer.reaches("10.9.0.1:4711") && !world.peer.reaches(INSIDE));
 }
 
 /// Without a forged source the outer packets themselves are dropped, also where the overlay is trusted.
@@ -148,11 +134,11 @@ fn a_trusted_overlay_takes_packets_from_peers_only() {
     let world = world();
     let _listener = world.host.enter(|| TcpListener::bind("0.0.0.0:4711").unwrap());
     world.stranger_sends_as("10.9.0.9");
-    until_answers(&world.stranger, INSIDE);
+    world.stranger.until_reaches(INSIDE);
     world.shut(&LinkSettings {
         trusted: ["flannel.1".to_owned()].into(),
         ..LinkSettings::default()
     });
-    until_answers(&world.peer, INSIDE);
-    assert!(!answers(&world.stranger, INSIDE));
+    world.peer.until_reaches(INSIDE);
+    assert!(!world.stranger.reaches(INSIDE));
 }

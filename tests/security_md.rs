@@ -6,12 +6,16 @@
 //! May not live here: whether a test proves what its row says; that is read by people, and tried by breaking things.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/sources.rs"]
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use portcullis_protocol::CheckId;
 use portcullis_protocol::requirement::Requirement;
+use sources::rust_files;
 
 /// What the project answers for.
 const REQUIREMENTS: [&str; 36] = [
@@ -142,25 +146,8 @@ fn rows(section: &str) -> Vec<Vec<String>> {
 
 /// All Rust files of the repository in which a test may stand, by their path within it.
 fn sources() -> BTreeMap<PathBuf, String> {
-    fn walk(root: &Path, folder: &Path, files: &mut BTreeMap<PathBuf, String>) {
-        for entry in fs::read_dir(root.join(folder)).unwrap() {
-            let path = folder.join(entry.unwrap().file_name());
-            if root.join(&path).is_dir() {
-                walk(root, &path, files);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                files.insert(path.clone(), fs::read_to_string(root.join(path)).unwrap());
-            }
-        }
-    }
-    let mut files = BTreeMap::new();
-    for folder in ["src", "tests", "crates", "fuzz/src"] {
-        walk(
-            Path::new(env!("CARGO_MANIFEST_DIR")),
-            Path::new(folder),
-            &mut files,
-        );
-    }
-    files
+    let folders = ["src", "tests", "crates", "fuzz/src"];
+    folders.into_iter().flat_map(rust_files).collect()
 }
 
 /// How many functions of that name a test harness runs: the attribute stands above the name, perhaps with a comment

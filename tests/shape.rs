@@ -1,33 +1,18 @@
 //! The shape of the house, and the documents that must not drift from it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/sources.rs"]
+mod sources;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use portcullis_protocol::requirement::Requirement;
+use sources::rust_files;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// All Rust files below a folder, with their text.
-fn rust_files(folder: &str) -> Vec<(PathBuf, String)> {
-    fn walk(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, found);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                let text = fs::read_to_string(&path).unwrap();
-                found.push((path, text));
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(&root().join(folder), &mut found);
-    assert!(!found.is_empty(), "{folder} has no Rust files");
-    found
 }
 
 fn all_files() -> Vec<(PathBuf, String)> {

@@ -12,7 +12,7 @@ use portcullis_figures::{Better, Cell, Column, Plot, Row, Samples, Table, Unit};
 use portcullis_provision::local::{Outsider, in_namespace};
 use portcullis_provision::progress::Quiet;
 
-use crate::lab::{Machine, Run, SOON, eventually, inside};
+use crate::lab::Machine;
 use crate::prober::{self, Seen};
 use crate::site::{Gate, Site};
 
@@ -113,8 +113,8 @@ fn boots(site: &Site, stranger: &Outsider, gate: Gate) -> (Boot, Boot) {
     let request = site.request(gate, &[]);
     let (machine, seen) = std::thread::scope(|scope| {
         let launching = scope.spawn(|| site.lab.provider.launch(&request, &Quiet).unwrap());
-        let at = prepare(site, stranger);
-        watched(stranger, at, || {
+        let (instance, _) = site.lab.introduce(stranger, "one");
+        watched(stranger, instance.addresses(), || {
             launching.join().unwrap();
             site.booted(gate)
         })
@@ -127,35 +127,6 @@ fn boots(site: &Site, stranger: &Outsider, gate: Gate) -> (Boot, Boot) {
     let second = boot(&machine, gate, seen);
     site.end();
     (first, second)
-}
-
-/// The instance's addresses before it has told them to anybody.
-fn prepare(site: &Site, stranger: &Outsider) -> [IpAddr; 2] {
-    let (instance, mac) = eventually(SOON, "a link", || {
-        let instance = site.lab.provider.get("one").map_err(|e| e.to_string())?;
-        let shown = inside(&instance.network_namespace(), "ip")
-            .args(["-j", "link", "show", "eth0"])
-            .output_text();
-        let links: serde_json::Value = serde_json::from_str(&shown.stdout).map_err(|e| e.to_string())?;
-        let mac = links[0]["address"].as_str().ok_or("no eth0")?.to_owned();
-        Ok::<_, String>((instance, mac))
-    });
-    for address in instance.addresses() {
-        inside(&stranger.path(), "ip")
-            .args([
-                "neigh",
-                "replace",
-                &address.to_string(),
-                "lladdr",
-                &mac,
-                "dev",
-                "eth0",
-                "nud",
-                "permanent",
-            ])
-            .succeed();
-    }
-    instance.addresses()
 }
 
 fn watched<T>(stranger: &Outsider, at: [IpAddr; 2], act: impl FnOnce() -> T) -> (T, Seen) {

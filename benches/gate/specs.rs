@@ -7,6 +7,8 @@ use portcullis::policy::firewall::{Inputs, ruleset};
 use portcullis::policy::ruleset::Ruleset;
 use portcullis_protocol::Spec;
 
+pub use crate::common::table::spec_of as spec;
+
 /// The address of a peer.
 pub fn peer(number: usize) -> String {
     format!("10.{}.{}.{}", number >> 16, number >> 8 & 255, number & 255)
@@ -15,22 +17,6 @@ pub fn peer(number: usize) -> String {
 /// One rule, for anybody.
 pub fn rule(protocol: &str, port: u16) -> String {
     format!(r#"{{"id":"{protocol}-{port}","protocol":"{protocol}","from_port":{port}}}"#)
-}
-
-/// A spec that lets in these peers, and what the rules say.
-pub fn spec(peers: impl IntoIterator<Item = String>, rules: &[String]) -> Spec {
-    let peers: Vec<String> = peers
-        .into_iter()
-        .enumerate()
-        .map(|(i, address)| format!(r#"{{"instance":"p{i}","addresses":["{address}"]}}"#))
-        .collect();
-    let json = format!(
-        r#"{{"version":1,"generation":1,"instance":{{"id":"i-1"}},
-           "cluster":{{"id":"c","peers":[{}]}},"firewall":{{"ingress":[{}]}}}}"#,
-        peers.join(","),
-        rules.join(",")
-    );
-    Spec::from_json(json.as_bytes()).unwrap()
 }
 
 /// So many peers, and SSH.

@@ -5,7 +5,7 @@
 
 use http::{HeaderMap, HeaderValue, Uri, header};
 use portcullis::config::Settings;
-use portcullis::health::changes::read;
+use portcullis::health::extract::read;
 use portcullis_protocol::control::{Answer, Request};
 use portcullis_protocol::{AuthorizedKey, FirewallRule, Spec};
 

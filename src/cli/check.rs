@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Failure, Global, report, require_root, runtime};
+use super::{Failure, Global, SettingsChoice, report, require_root, runtime};
 use crate::agent::exposure;
 use crate::agent::gate;
 use crate::agent::logins;
@@ -15,10 +15,10 @@ use crate::policy::observation::Observations;
 use crate::system::secret_files::{TLS_KEY, credential};
 use crate::system::{endpoint, storage, systemd};
 
-pub fn run(global: &Global) -> Result<(), Failure> {
+pub fn run(global: &Global, choice: &SettingsChoice) -> Result<(), Failure> {
     require_root("a check")?;
     log::start(global.verbose, false);
-    let settings = global.settings()?;
+    let settings = global.chosen(choice)?;
     let store = Store::new(&settings.state_dir);
     let (spec, refused) = match store.spec() {
         Ok(spec) => (spec, None),

@@ -88,7 +88,7 @@ enum Command {
     Lockdown,
     /// Look at everything now and say whether the instance is ready; changes nothing.
     #[command(after_help = "Example:\n  portcullis check --format json | jq .ready")]
-    Check,
+    Check(SettingsChoice),
     /// Show what a spec would change, without changing it.
     #[command(after_help = "Example:\n  portcullis plan --spec new.json")]
     Plan(SpecArgument),
@@ -205,7 +205,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Run(run) => run::run(&global, &run),
         Command::Front(front) => front::run(&global, &front),
         Command::Lockdown => lockdown::run(&global),
-        Command::Check => check::run(&global),
+        Command::Check(choice) => check::run(&global, &choice),
         Command::Plan(argument) => plan::run(&global, &argument.spec),
         Command::Apply(arguments) => apply::run(&global, &arguments),
         Command::Confirm(arguments) => apply::confirm(&global, &arguments),
@@ -219,13 +219,32 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
+// Which settings a look at the instance goes by. No doc comment: clap would take it for the command's.
+#[derive(Args, Debug)]
+struct SettingsChoice {
+    /// By the default settings, whatever the files say: bug reports ask so where those can't be used.
+    #[arg(long, hide = true, conflicts_with = "config")]
+    default_settings: bool,
+}
+
 impl Global {
+    /// The settings that were chosen, with the socket that was named.
+    fn chosen(&self, choice: &SettingsChoice) -> Result<Settings, Failure> {
+        match choice.default_settings {
+            true => Ok(self.with_socket(Settings::default())),
+            false => self.settings(),
+        }
+    }
+
     fn settings(&self) -> Result<Settings, Failure> {
-        let mut settings = Settings::load(self.config.as_deref())?;
+        Ok(self.with_socket(Settings::load(self.config.as_deref())?))
+    }
+
+    fn with_socket(&self, mut settings: Settings) -> Settings {
         if let Some(socket) = &self.socket {
             settings.socket.clone_from(socket);
         }
-        Ok(settings)
+        settings
     }
 }
 

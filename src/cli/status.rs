@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
 use super::absent::Absent;
-use super::{Failure, Format, Global, print, print_json, report, runtime, screen};
+use super::{Failure, Format, Global, SettingsChoice, print, print_json, report, runtime, screen};
 use crate::agent::control::{self, Follower};
 use crate::config::Settings;
 use crate::system::watch::{Topic, Watch};
@@ -32,10 +32,12 @@ pub struct StatusArguments {
     /// Show each change when it happens, until interrupted; with `--format json` a line each.
     #[arg(long)]
     watch: bool,
+    #[command(flatten)]
+    choice: SettingsChoice,
 }
 
 pub fn run(global: &Global, arguments: &StatusArguments) -> Result<(), Failure> {
-    let settings = global.settings()?;
+    let settings = global.chosen(&arguments.choice)?;
     runtime()?.block_on(async {
         if arguments.watch {
             Watcher::new(&settings, global.format)?.run().await

@@ -1,7 +1,7 @@
 //! Whatever is sent as a body, a header or a query is read or refused with a problem: tried with documents that
 //! are almost right, and with noise.
 //!
-//! May not live here: what is refused with which words (`changes`).
+//! May not live here: what is refused with which words (`extract`).
 
 use axum::extract::Query;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -11,7 +11,8 @@ use proptest::prelude::{Strategy, any, prop_oneof};
 use proptest::sample::Index;
 use serde::de::DeserializeOwned;
 
-use super::changes::{Conditions, ConditionsQuery, PeerBody, parse};
+use super::changes::PeerBody;
+use super::extract::{Conditions, ConditionsQuery, parse};
 use super::routes::OPERATIONS;
 
 /// What a document is damaged with, besides noise.

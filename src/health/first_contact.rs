@@ -8,9 +8,9 @@ use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use portcullis_protocol::control::{Answer, Request as Ask};
 
-use super::changes::{ask, parse, unexpected};
+use super::extract::parse;
 use super::problem::Problem;
-use super::server::Shared;
+use super::server::{Shared, ask, unexpected};
 use crate::channel::Remote;
 
 /// Most bytes of a proof: a few hex digests and an instance's id.

@@ -15,10 +15,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-use super::changes::{ControlPlane, ask, unexpected};
+use super::extract::ControlPlane;
 use super::limits::TurnedAway;
 use super::problem::Problem;
-use super::server::Shared;
+use super::server::{Shared, ask, unexpected};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";

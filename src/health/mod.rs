@@ -5,11 +5,12 @@
 
 #[cfg(test)]
 mod bad_bodies;
-pub mod changes;
+mod changes;
 mod connection;
 #[cfg(test)]
 mod document;
 pub mod enrol;
+pub mod extract;
 mod first_contact;
 mod limits;
 pub mod link;

@@ -20,8 +20,8 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::changes::{Answered, ControlPlane, ask, unexpected};
 use super::connection::{self, Endpoint};
+use super::extract::ControlPlane;
 use super::limits::Limits;
 use super::metrics::Counts;
 use super::problem::Problem;
@@ -43,6 +43,9 @@ pub struct Published {
 /// What a caller asks the agent, who that is, and where the answer goes.
 pub type Question = (Ask, Remote, oneshot::Sender<Answer>);
 
+/// What a handler gives.
+pub(super) type Answered = Result<Response, Problem>;
+
 /// What handlers share.
 #[derive(Clone)]
 pub(super) struct Shared {
@@ -53,6 +56,29 @@ pub(super) struct Shared {
     pub(super) counts: Counts,
     /// How much callers may take.
     pub(super) limits: Arc<Limits>,
+}
+
+/// Asks the agent, and waits until it is done.
+pub(super) async fn ask(shared: &Shared, caller: &Remote, request: Ask) -> Result<Answer, Problem> {
+    let (sender, answer) = oneshot::channel();
+    let question = (request, caller.clone(), sender);
+    let is_there = shared.published.borrow().agent;
+    if is_there
+        && shared.agent.send(question).await.is_ok()
+        && let Ok(answer) = answer.await
+    {
+        return match answer {
+            Answer::Refused { kind, message } => Err(Problem::of(kind, &message)),
+            answer => Ok(answer),
+        };
+    }
+    let detail = "the agent is not there";
+    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
+}
+
+/// The agent answered something else than was asked.
+pub(super) fn unexpected() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "there was no answer")
 }
 
 /// Binds the endpoint's port; IPv4 only where the kernel has no IPv6.

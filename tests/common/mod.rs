@@ -10,6 +10,7 @@ pub mod table;
 
 use std::fmt::Debug;
 use std::fs::File;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -96,6 +97,20 @@ impl Namespace {
     /// Runs a command inside.
     pub fn run(&self, line: &str) -> String {
         run(&format!("ip netns exec {} {line}", self.name))
+    }
+
+    /// Whether something listens at an address and port, for a caller inside.
+    pub fn reaches(&self, to: &str) -> bool {
+        let to: SocketAddr = to.parse().unwrap();
+        self.enter(move || TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok())
+    }
+
+    /// Waits until it does: new links have to learn their neighbours first.
+    #[track_caller]
+    pub fn until_reaches(&self, to: &str) {
+        eventually(Duration::from_secs(30), to, || {
+            self.reaches(to).then_some(()).ok_or("no answer")
+        });
     }
 
     /// Calls a function on a thread that is inside.

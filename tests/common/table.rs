@@ -10,16 +10,16 @@ use portcullis::system::nftables::{Held, Nftables};
 use portcullis_protocol::Spec;
 
 pub fn spec(peers: u32, rules: &[&str]) -> Spec {
-    let peers: Vec<String> = (0..peers)
-        .map(|i| {
-            format!(
-                r#"{{"instance":"p{i}","addresses":["10.{}.{}.{}"]}}"#,
-                i >> 16,
-                i >> 8 & 255,
-                i & 255
-            )
-        })
-        .collect();
+    let address = |i: u32| format!("10.{}.{}.{}", i >> 16, i >> 8 & 255, i & 255);
+    spec_of((0..peers).map(address), rules)
+}
+
+/// A spec with a peer at each of these addresses, and what the rules say.
+pub fn spec_of(peers: impl IntoIterator<Item = String>, rules: &[impl AsRef<str>]) -> Spec {
+    let peers = peers.into_iter().enumerate();
+    let peers = peers.map(|(i, address)| format!(r#"{{"instance":"p{i}","addresses":["{address}"]}}"#));
+    let peers: Vec<String> = peers.collect();
+    let rules: Vec<&str> = rules.iter().map(AsRef::as_ref).collect();
     let json = format!(
         r#"{{"version":1,"generation":1,"instance":{{"id":"i-1"}},
            "cluster":{{"id":"c","peers":[{}]}},"firewall":{{"ingress":[{}]}}}}"#,

@@ -13,7 +13,7 @@ use portcullis_provision::progress::Quiet;
 use serde_json::Value;
 
 use crate::common::knock::{self, counters, witness};
-use crate::lab::{Lab, Machine, Run, SOON, allow, eventually, inside};
+use crate::lab::{Lab, Machine, Run, allow, inside};
 
 /// Listens on both ports as soon as there are processes, echoes, and asks for something outside until
 /// it is answered: a stranger's UDP port, as a name server would be.
@@ -95,34 +95,10 @@ fn bake(folder: &Path, agent: bool) {
     }
 }
 
-/// The instance's address before it has told it to anybody: the neighbour's entry would not be there.
-/// True if its link is still down.
-fn prepare(lab: &Lab, stranger: &Outsider, name: &str) -> ([IpAddr; 2], bool) {
-    let (instance, link) = eventually(SOON, "a link", || {
-        let instance = lab.provider.get(name).map_err(|e| e.to_string())?;
-        let shown = inside(&instance.network_namespace(), "ip")
-            .args(["-j", "link", "show", "eth0"])
-            .output_text();
-        let links: Value = serde_json::from_str(&shown.stdout).map_err(|e| format!("{e}: {shown:?}"))?;
-        match links[0].clone() {
-            Value::Null => Err("no eth0".to_owned()),
-            link => Ok((instance, link)),
-        }
-    });
-    for address in instance.addresses() {
-        inside(&stranger.path(), "ip")
-            .args([
-                "neigh",
-                "replace",
-                &address.to_string(),
-                "lladdr",
-                link["address"].as_str().unwrap(),
-            ])
-            .args(["dev", "eth0", "nud", "permanent"])
-            .succeed();
-    }
+/// Whether a link, as ip-link(8) shows it, was not brought up yet.
+fn is_down(link: &Value) -> bool {
     let flags = link["flags"].as_array().unwrap();
-    (instance.addresses(), !flags.iter().any(|flag| flag == "UP"))
+    !flags.iter().any(|flag| flag == "UP")
 }
 
 /// A stranger who counts what comes back.
@@ -201,9 +177,9 @@ fn nothing_gets_in_at_any_moment_of_a_boot() {
     let request = request(&lab, true);
     let machine = std::thread::scope(|scope| {
         let launching = scope.spawn(|| lab.launch_many(std::slice::from_ref(&request)).remove(0));
-        let (at, link_is_down) = prepare(&lab, &stranger, "one");
-        assert!(link_is_down, "the prober came too late");
-        while_knocking(&stranger, at, || launching.join().unwrap())
+        let (instance, link) = lab.introduce(&stranger, "one");
+        assert!(is_down(&link), "the prober came too late");
+        while_knocking(&stranger, instance.addresses(), || launching.join().unwrap())
     });
     nothing_got_in(&machine, &stranger);
     // All that a boot needs worked meanwhile: static addresses and the spec by cloud-init, and answers.
@@ -238,9 +214,9 @@ fn without_the_agent_a_boot_is_open() {
     let request = request(&lab, false);
     std::thread::scope(|scope| {
         let launching = scope.spawn(|| lab.provider.launch(&request, &Quiet).unwrap());
-        let (at, link_is_down) = prepare(&lab, &stranger, "one");
-        assert!(link_is_down, "the prober came too late");
-        while_knocking(&stranger, at, || launching.join().unwrap())
+        let (instance, link) = lab.introduce(&stranger, "one");
+        assert!(is_down(&link), "the prober came too late");
+        while_knocking(&stranger, instance.addresses(), || launching.join().unwrap())
     });
     let machine = lab.machine("one");
     let inside = counters(&machine.ok("nft -j list counters table inet witness"));

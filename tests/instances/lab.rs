@@ -18,6 +18,7 @@ use portcullis_provision::progress::Quiet;
 use portcullis_provision::reach::{Reached, Target, Transport, Vantage, measure};
 use portcullis_provision::userdata::UserDataOptions;
 use portcullis_provision::wait::wait;
+use serde_json::Value;
 
 pub use crate::common::eventually;
 use crate::common::table::as_held;
@@ -136,6 +137,30 @@ impl Lab {
 
     pub fn stranger(&self) -> Outsider {
         self.provider.outsider("stranger").unwrap()
+    }
+
+    /// A stranger knows an instance that boots by its link, before it has told its addresses to anybody.
+    /// The instance, and its link as ip-link(8) shows it in JSON.
+    pub fn introduce(&self, stranger: &Outsider, name: &str) -> (Instance, Value) {
+        let (instance, link) = eventually(SOON, "a link", || {
+            let instance = self.provider.get(name).map_err(|e| e.to_string())?;
+            let shown = inside(&instance.network_namespace(), "ip")
+                .args(["-j", "link", "show", "eth0"])
+                .output_text();
+            let links: Value = serde_json::from_str(&shown.stdout).map_err(|e| format!("{e}: {shown:?}"))?;
+            match links[0].clone() {
+                Value::Null => Err("no eth0".to_owned()),
+                link => Ok((instance, link)),
+            }
+        });
+        let mac = link["address"].as_str().unwrap();
+        for address in instance.addresses() {
+            inside(&stranger.path(), "ip")
+                .args(["neigh", "replace", &address.to_string(), "lladdr", mac])
+                .args(["dev", "eth0", "nud", "permanent"])
+                .succeed();
+        }
+        (instance, link)
     }
 
     /// A command of this machine, run inside the provider's namespace: where the control plane is.

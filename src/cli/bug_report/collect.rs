@@ -174,9 +174,14 @@ const SYSTEM: [Asked; 7] = [
 async fn agent(gathered: &mut Gathered, global: &Global, with_defaults: bool) {
     let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin/portcullis"));
     let mut places: Vec<String> = Vec::new();
-    // An empty file means the defaults, where the instance's own settings would be refused.
-    let defaults = Some(PathBuf::from("/dev/null"));
-    let config = if with_defaults { &defaults } else { &global.config };
+    // The instance's own settings would be refused.
+    let config = match with_defaults {
+        true => {
+            places.push("--default-settings".to_owned());
+            &None
+        }
+        false => &global.config,
+    };
     for (name, path) in [("--config", config), ("--socket", &global.socket)] {
         if let Some(path) = path {
             places.extend([name.to_owned(), path.display().to_string()]);
