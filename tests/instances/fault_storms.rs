@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::api::{Api, rule};
 use crate::endpoint::{curl, files, with_certificate};
 use crate::lab::{Lab, Machine, READY_TIME, allow, eventually, vantage};
-use crate::limits::{DEADLINES, Tls, dial, is_answered, open_to_all, pss, tls};
+use crate::limits::{DEADLINES, Tls, dial, is_answered, open_to_all, own_memory, tls};
 
 use Reached::{Filtered, Open};
 use Transport::Tcp;
@@ -352,7 +352,7 @@ fn change_meanwhile(api: &Api<'_>, machine: &Machine, flood: &Flood) -> (u32, u6
         ask("DELETE", "/v1/firewall/rules/web", b"");
         is_made(machine, port, false);
         changes += 3;
-        memory = memory.max(pss(machine));
+        memory = memory.max(own_memory(machine));
     }
     (changes, memory)
 }
@@ -402,7 +402,7 @@ fn strangers_who_flood_the_endpoint_hold_up_no_change_and_open_nothing() {
     let pids = |machine: &Machine| (machine.main_pid(), machine.unit("portcullis-front", "MainPID"));
     let (pid, before, generation) = (
         pids(&machine),
-        pss(&machine),
+        own_memory(&machine),
         machine.status().generation.unwrap(),
     );
     let flood = Flood::default();
