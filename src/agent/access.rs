@@ -76,16 +76,12 @@ impl Revocations {
 impl Store {
     /// What was revoked; a file that can't be read is an error, never nothing.
     fn revocations(&self) -> Result<Revocations, String> {
-        let path = self.path(FILE);
-        let Some(bytes) = self.read(&path, MAX_BYTES).map_err(|e| e.to_string())? else {
-            return Ok(Revocations::default());
-        };
-        serde_json::from_slice(&bytes).map_err(|e| format!("{}: damaged: {e}", path.display()))
+        let read = self.load(FILE, MAX_BYTES).map_err(|e| e.to_string())?;
+        Ok(read.unwrap_or_default())
     }
 
     fn save_revocations(&self, revocations: &Revocations) -> Result<(), StateError> {
-        // Texts and times always make JSON.
-        self.write(FILE, &serde_json::to_vec_pretty(revocations).unwrap_or_default())
+        self.save(FILE, revocations)
     }
 }
 

@@ -49,15 +49,6 @@ pub(super) struct Enrolment {
     renew_at: Option<Instant>,
 }
 
-/// The request that an earlier process made.
-fn pending(store: &Store) -> Result<Option<EnrolmentRequest>, String> {
-    let bytes = store
-        .read(&store.path(PENDING_FILE), MAX_BYTES)
-        .map_err(|e| e.to_string())?;
-    let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-    parsed.map_err(|e| format!("{PENDING_FILE}: {e}"))
-}
-
 impl Enrolment {
     /// What an earlier process asked, and the certificate that it got.
     pub(super) fn load(store: &Store, identity: &TlsIdentity, spec: Option<&Spec>) -> Self {
@@ -65,12 +56,9 @@ impl Enrolment {
             identity.clock().not_before(begins);
         }
         // One that can't be read is made anew: then the control plane wants a new token, if it had answered.
-        let request = pending(store).unwrap_or_else(|reason| {
-            warn!(
-                MESSAGE_ID = id::DEGRADED,
-                REASON = reason,
-                "the request that was sent is lost, another is made: {reason}"
-            );
+        let request = store.load::<EnrolmentRequest>(PENDING_FILE, MAX_BYTES);
+        let request = request.unwrap_or_else(|error| {
+            warn!(MESSAGE_ID = id::DEGRADED, %error, "the request that was sent is lost, another is made: {error}");
             None
         });
         let certified = spec.and_then(|spec| identity.certified(spec.instance.id.as_str()));
@@ -160,8 +148,8 @@ impl Agent {
             let request = self.new_request(instance)?;
             if !renewal {
                 // The same one is sent again after a restart: another one would be a second enrolment.
-                let json = serde_json::to_vec(&request).unwrap_or_default();
-                self.store.write(PENDING_FILE, &json).map_err(|e| e.to_string())?;
+                let kept = self.store.save(PENDING_FILE, &request);
+                kept.map_err(|e| e.to_string())?;
             }
             let made = Some(clock::since_boot());
             self.enrolment.asked = Some(Asked {

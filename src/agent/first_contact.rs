@@ -35,19 +35,11 @@ impl Store {
     /// # Errors
     /// When the list is there and can't be read, or is damaged: then nobody knows which were.
     pub fn used_tokens(&self) -> Result<Vec<String>, StateError> {
-        let path = self.path(FILE);
-        let bytes = self.read(&path, MAX_BYTES)?;
-        let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-        let damaged = |error: serde_json::Error| StateError::Damaged {
-            path,
-            reason: error.to_string(),
-        };
-        Ok(parsed.map_err(damaged)?.unwrap_or_default())
+        Ok(self.load(FILE, MAX_BYTES)?.unwrap_or_default())
     }
 
     fn save_used_tokens(&self, used: &[String]) -> Result<(), StateError> {
-        // Texts always make JSON.
-        self.write(FILE, &serde_json::to_vec(used).unwrap_or_default())
+        self.save(FILE, &used)
     }
 }
 
@@ -276,8 +268,8 @@ mod tests {
         let fresh = Tokens::load(&store).unwrap();
         assert!(fresh.stripped(spec.clone()).enrolment_token().is_some());
         store.save_used_tokens(&[hash(&Secret::new("t"))]).unwrap();
-        let text = std::fs::read_to_string(folder.path().join(FILE)).unwrap();
-        assert_eq!(text.len(), 68, "a hash and not the token: {text}");
+        let kept = store.used_tokens().unwrap();
+        assert_eq!(kept[0].len(), 64, "a hash and not the token: {kept:?}");
         let used = Tokens::load(&store).unwrap();
         assert!(used.stripped(spec.clone()).enrolment_token().is_none());
         std::fs::write(folder.path().join(FILE), "[").unwrap();

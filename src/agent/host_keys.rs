@@ -24,20 +24,16 @@ impl Store {
     /// # Errors
     /// Why it can't be read, and what to do.
     pub fn host_keys(&self) -> Observed<Option<KnownHostKeys>> {
-        let path = self.path(FILE);
-        let known = match self.read(&path, MAX_BYTES).map_err(|e| e.to_string())? {
-            Some(bytes) => serde_json::from_slice::<KnownHostKeys>(&bytes),
-            None => return Ok(None),
-        };
-        let reason = match known {
-            Ok(known) if !known.keys.is_empty() => return Ok(Some(known)),
-            Ok(_) => "there is no key in it".to_owned(),
-            Err(error) => error.to_string(),
+        let reason = match self.load::<KnownHostKeys>(FILE, MAX_BYTES) {
+            Ok(Some(known)) if known.keys.is_empty() => "there is no key in it".to_owned(),
+            Ok(known) => return Ok(known),
+            Err(StateError::Damaged { reason, .. }) => reason,
+            Err(error) => return Err(error.to_string()),
         };
         Err(format!(
             "{}: damaged: {reason} (compare the host keys with what you know of them, then `portcullis keys \
              trust-host-keys`)",
-            path.display()
+            self.path(FILE).display()
         ))
     }
 
@@ -46,8 +42,7 @@ impl Store {
     /// # Errors
     /// When they can't be written; then what was known stands.
     pub fn save_host_keys(&self, known: &KnownHostKeys) -> Result<(), StateError> {
-        // Texts and times always make JSON.
-        self.write(FILE, &serde_json::to_vec_pretty(known).unwrap_or_default())
+        self.save(FILE, known)
     }
 }
 

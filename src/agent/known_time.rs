@@ -24,22 +24,11 @@ struct Kept {
 
 /// Lets a clock know what an earlier process knew.
 pub(super) fn recall(store: &Store, clock: &ProvenClock) {
-    let read = || -> Result<Option<Kept>, String> {
-        let bytes = store
-            .read(&store.path(FILE), MAX_BYTES)
-            .map_err(|e| e.to_string())?;
-        let kept = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-        kept.map_err(|e| format!("{FILE}: {e}"))
-    };
-    match read() {
+    match store.load::<Kept>(FILE, MAX_BYTES) {
         Ok(None) => {}
         Ok(Some(kept)) if clock::this_boot().is_ok_and(|boot| boot == kept.boot) => clock.know(kept.known),
         Ok(Some(kept)) => clock.not_before(kept.now),
-        Err(reason) => warn!(
-            MESSAGE_ID = id::DEGRADED,
-            REASON = reason,
-            "what was known of the time is lost: {reason}"
-        ),
+        Err(error) => warn!(MESSAGE_ID = id::DEGRADED, %error, "what was known of the time is lost: {error}"),
     }
 }
 
@@ -50,9 +39,7 @@ pub(super) fn keep(store: &Store, clock: &ProvenClock) {
         known: clock.what_is_known(),
         now: clock.now(),
     };
-    // Numbers and a text always make JSON.
-    let bytes = serde_json::to_vec(&kept).unwrap_or_default();
-    if let Err(error) = store.write(FILE, &bytes) {
+    if let Err(error) = store.save(FILE, &kept) {
         warn!(MESSAGE_ID = id::DEGRADED, %error, "what is known of the time is not kept");
     }
 }
@@ -60,6 +47,7 @@ pub(super) fn keep(store: &Store, clock: &ProvenClock) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::system::documents;
 
     const LATER: i64 = 4_000_000_000;
 
@@ -79,10 +67,9 @@ mod tests {
         recall(&store, &second);
         assert_eq!(second.what_is_known(), first.what_is_known());
 
-        let text = std::fs::read_to_string(folder.path().join(FILE)).unwrap();
-        let mut other: serde_json::Value = serde_json::from_str(&text).unwrap();
-        other["boot"] = "another".into();
-        std::fs::write(folder.path().join(FILE), other.to_string()).unwrap();
+        let mut other: Kept = store.load(FILE, MAX_BYTES).unwrap().unwrap();
+        other.boot = "another".to_owned();
+        store.save(FILE, &other).unwrap();
         recall(&store, &third);
         assert!(third.now() >= LATER);
         assert_ne!(third.what_is_known(), first.what_is_known(), "it is not proven");
@@ -93,7 +80,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path());
         for damage in ["", "{", "{\"now\":99999999999}", "[]"] {
-            std::fs::write(folder.path().join(FILE), damage).unwrap();
+            std::fs::write(folder.path().join(FILE), documents::enclose(damage.as_bytes())).unwrap();
             let clock = ProvenClock::default();
             recall(&store, &clock);
             assert_eq!(clock.what_is_known(), KnownTime::default(), "{damage}");

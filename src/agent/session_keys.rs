@@ -149,18 +149,11 @@ impl Noted {
 
 impl Store {
     fn session_keys(&self) -> Result<Option<Kept>, StateError> {
-        let path = self.path(FILE);
-        let bytes = self.read(&path, MAX_BYTES)?;
-        let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-        parsed.map_err(|error| StateError::Damaged {
-            path,
-            reason: error.to_string(),
-        })
+        self.load(FILE, MAX_BYTES)
     }
 
     fn save_session_keys(&self, kept: &Kept) -> Result<(), StateError> {
-        // Names, texts and times always make JSON.
-        self.write(FILE, &serde_json::to_vec(kept).unwrap_or_default())
+        self.save(FILE, kept)
     }
 
     fn forget_session_keys(&self) -> Result<(), StateError> {

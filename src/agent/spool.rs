@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::health::push::offer::Change;
 use crate::policy::spool::{Bounds, Queue, Waiting};
-use crate::system::files;
+use crate::system::{documents, files};
 
 const FOLDER: &str = "spool";
 const STREAM_FILE: &str = "stream.json";
@@ -91,11 +91,7 @@ impl Spool {
         let folder = state.join(FOLDER);
         let named = |file: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
         let file = folder.join(STREAM_FILE);
-        let stream = files::read(&file, MAX_STREAM_BYTES).map_err(|e| named(&file, &e));
-        let stream = stream.and_then(|bytes| {
-            let parsed = bytes.map(|bytes| serde_json::from_slice::<Stream>(&bytes));
-            parsed.transpose().map_err(|e| named(&file, &e))
-        });
+        let stream = documents::load::<Stream>(&file, MAX_STREAM_BYTES).map_err(|e| named(&file, &e));
         let stream = stream.and_then(|stream| match stream {
             Some(stream) if stream.next > LAST_NUMBER => Err(named(&file, &"its next number can't be")),
             stream => Ok(stream),
@@ -160,16 +156,17 @@ impl Spool {
 
     fn write(&mut self, report: &Report, readiness: bool) -> io::Result<usize> {
         let body = serde_json::to_vec(report).map_err(io::Error::other)?;
+        let file = documents::enclose(&body);
         if !self.is_kept {
             self.begin()?;
         }
-        let bytes = body.len() as u64;
+        let bytes = file.len() as u64;
         let waiting = Waiting {
             sequence: self.queue.next(),
             bytes,
             readiness,
         };
-        files::replace(&self.path(&waiting), &body, 0o600)?;
+        files::replace(&self.path(&waiting), &file, 0o600)?;
         let over = self.queue.add(bytes, readiness);
         if !over.is_empty() {
             for report in &over {
@@ -260,8 +257,7 @@ impl Spool {
             dropped: self.queue.dropped(),
             last: self.last.clone(),
         };
-        let json = serde_json::to_vec(&stream).map_err(io::Error::other)?;
-        files::replace(&self.folder.join(STREAM_FILE), &json, 0o600)?;
+        documents::save(&self.folder.join(STREAM_FILE), &stream)?;
         self.is_kept = true;
         Ok(())
     }
@@ -331,10 +327,8 @@ fn parsed(name: &str) -> Option<(u64, bool)> {
 }
 
 fn body(path: &Path) -> io::Result<Arc<str>> {
-    let bytes = files::read(path, MAX_REPORT_BYTES)?.ok_or(io::ErrorKind::NotFound)?;
+    let bytes = documents::read(path, MAX_REPORT_BYTES)?.ok_or(io::ErrorKind::NotFound)?;
     let text = String::from_utf8(bytes).map_err(io::Error::other)?;
-    // A file that a broken disk gave back is not to be sent.
-    serde_json::from_str::<serde::de::IgnoredAny>(&text).map_err(io::Error::other)?;
     Ok(text.into())
 }
 

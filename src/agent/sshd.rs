@@ -375,12 +375,11 @@ const UNPROVEN_FILE: &str = "sshd-drop-in-unproven";
 impl Store {
     /// Whether the drop-in was changed and nobody has seen that logins work with it. What can't be told is yes.
     fn drop_in_is_unproven(&self) -> bool {
-        let path = self.path(UNPROVEN_FILE);
-        self.read(&path, 1).map_or(true, |bytes| bytes.is_some())
+        self.path(UNPROVEN_FILE).try_exists().unwrap_or(true)
     }
 
     fn note_unproven_drop_in(&self) -> Result<(), StateError> {
-        self.write(UNPROVEN_FILE, b"")
+        self.save(UNPROVEN_FILE, &())
     }
 
     fn forget_unproven_drop_in(&self) -> Result<(), StateError> {

@@ -15,11 +15,12 @@ use portcullis_protocol::control::Refusal;
 use portcullis_protocol::spec::MAX_SPEC_BYTES;
 use portcullis_protocol::{Spec, UserName};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::log::id;
-use crate::system::{clock, files};
+use crate::system::{clock, documents, files};
 
 const SPEC_FILE: &str = "spec.json";
 const TRIAL_FILE: &str = "trial.json";
@@ -78,7 +79,7 @@ pub enum StateError {
         error: io::Error,
     },
     /// The file is there and is not what was written.
-    #[error("{}: damaged: {reason} (move it away; a spec is accepted again with `portcullis apply --spec FILE`)", path.display())]
+    #[error("{}: damaged: {reason}{way_out}", path.display(), way_out = way_out(path))]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -88,6 +89,23 @@ pub enum StateError {
 }
 
 impl StateError {
+    fn of(path: &Path, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::InvalidData => Self::damaged(path, &error),
+            _ => Self::Io {
+                path: path.to_owned(),
+                error,
+            },
+        }
+    }
+
+    pub(super) fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> Self {
+        Self::Damaged {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+
     /// It as a reason to refuse a change.
     pub fn refused(self) -> (Refusal, String) {
         let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
@@ -96,6 +114,15 @@ impl StateError {
             _ => Refusal::Failed,
         };
         (kind, self.to_string())
+    }
+}
+
+fn way_out(path: &Path) -> &'static str {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(SPEC_FILE | TRIAL_FILE) => {
+            " (move it away; a spec is accepted again with `portcullis apply --spec FILE`)"
+        }
+        _ => "",
     }
 }
 
@@ -142,15 +169,10 @@ impl Store {
     /// # Errors
     /// When it is there and can't be read, or is damaged.
     pub fn spec(&self) -> Result<Option<Spec>, StateError> {
-        let path = self.folder.join(SPEC_FILE);
-        let bytes = self.read(&path, MAX_SPEC_BYTES)?;
-        bytes
-            .map(|bytes| Spec::from_json(&bytes))
-            .transpose()
-            .map_err(|e| StateError::Damaged {
-                path,
-                reason: e.to_string(),
-            })
+        let path = self.path(SPEC_FILE);
+        let content = documents::read(&path, MAX_SPEC_BYTES).map_err(|error| StateError::of(&path, error))?;
+        let spec = content.map(|content| Spec::from_json(&content)).transpose();
+        spec.map_err(|error| StateError::damaged(&path, &error))
     }
 
     /// Makes this the accepted spec, durably.
@@ -158,7 +180,8 @@ impl Store {
     /// # Errors
     /// When it can't be written; the old one then stands, or is to be put back with [`Self::take_back`].
     pub fn save_spec(&self, spec: &Spec) -> Result<(), StateError> {
-        self.write(SPEC_FILE, &spec.to_json())
+        let path = self.folder()?.join(SPEC_FILE);
+        documents::replace(&path, &spec.to_json()).map_err(|error| StateError::of(&path, error))
     }
 
     /// Takes the accepted spec back to an older one, or to none.
@@ -190,18 +213,11 @@ impl Store {
     /// # Errors
     /// When it is there and can't be read, or is damaged.
     pub fn trial(&self, accepted: Option<&Spec>) -> Result<Option<Trial>, StateError> {
-        let path = self.folder.join(TRIAL_FILE);
-        let Some(bytes) = self.read(&path, MAX_SPEC_BYTES)? else {
+        let Some(trial) = self.load::<Trial>(TRIAL_FILE, MAX_SPEC_BYTES)? else {
             return Ok(None);
         };
-        let trial: Trial = serde_json::from_slice(&bytes).map_err(|e| StateError::Damaged {
-            path,
-            reason: e.to_string(),
-        })?;
-        trial.spec.check().map_err(|e| StateError::Damaged {
-            path: self.folder.join(TRIAL_FILE),
-            reason: e.to_string(),
-        })?;
+        let checked = trial.spec.check();
+        checked.map_err(|error| StateError::damaged(&self.path(TRIAL_FILE), &error))?;
         let is_newer = accepted.is_none_or(|accepted| trial.spec.generation > accepted.generation);
         let goes_on = is_newer && trial.is_of_this_boot() && !trial.remaining().is_zero();
         Ok(goes_on.then_some(trial))
@@ -212,8 +228,7 @@ impl Store {
     /// # Errors
     /// When it can't be written.
     pub fn save_trial(&self, trial: &Trial) -> Result<(), StateError> {
-        // Checked types without maps always make JSON.
-        self.write(TRIAL_FILE, &serde_json::to_vec(trial).unwrap_or_default())
+        self.save(TRIAL_FILE, trial)
     }
 
     /// Forgets the trial, if there is one.
@@ -228,14 +243,7 @@ impl Store {
     /// user who left the spec meanwhile is not cleaned up, which `portcullis check` can't miss for
     /// those who stay.
     pub fn users(&self) -> BTreeSet<UserName> {
-        let path = self.folder.join(USERS_FILE);
-        let read = self.read(&path, MAX_LIST_BYTES).and_then(|bytes| {
-            let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-            parsed.map_err(|error| StateError::Damaged {
-                path,
-                reason: error.to_string(),
-            })
-        });
+        let read = self.load(USERS_FILE, MAX_LIST_BYTES);
         let users = read.unwrap_or_else(|error| {
             warn!(MESSAGE_ID = id::DEGRADED, %error, "who had keys of ours before is not known: see `portcullis keys audit`");
             None
@@ -248,8 +256,7 @@ impl Store {
     /// # Errors
     /// When the list can't be written.
     pub fn save_users(&self, users: &BTreeSet<UserName>) -> Result<(), StateError> {
-        // A set of checked names always makes JSON.
-        self.write(USERS_FILE, &serde_json::to_vec(users).unwrap_or_default())
+        self.save(USERS_FILE, users)
     }
 
     /// Fingerprints of keys that were revoked on the instance: of these, sources beside the spec bring
@@ -258,14 +265,7 @@ impl Store {
     /// # Errors
     /// When the list is there and can't be read, or is damaged: then nobody knows what was revoked.
     pub fn revoked(&self) -> Result<BTreeSet<String>, StateError> {
-        let path = self.folder.join(REVOKED_FILE);
-        let bytes = self.read(&path, MAX_LIST_BYTES)?;
-        let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-        let damaged = |error: serde_json::Error| StateError::Damaged {
-            path,
-            reason: error.to_string(),
-        };
-        Ok(parsed.map_err(damaged)?.unwrap_or_default())
+        Ok(self.load(REVOKED_FILE, MAX_LIST_BYTES)?.unwrap_or_default())
     }
 
     /// Remembers them, durably.
@@ -273,8 +273,7 @@ impl Store {
     /// # Errors
     /// When the list can't be written.
     pub fn save_revoked(&self, revoked: &BTreeSet<String>) -> Result<(), StateError> {
-        // A set of strings always makes JSON.
-        self.write(REVOKED_FILE, &serde_json::to_vec(revoked).unwrap_or_default())
+        self.save(REVOKED_FILE, revoked)
     }
 
     /// The accepted spec's file.
@@ -287,16 +286,26 @@ impl Store {
         self.folder.join(name)
     }
 
-    pub(super) fn read(&self, path: &Path, limit: usize) -> Result<Option<Vec<u8>>, StateError> {
-        files::read(path, limit).map_err(|error| StateError::Io {
-            path: path.to_owned(),
-            error,
-        })
+    /// What a document of the folder holds, of up to `limit` bytes; `None` if there is none.
+    ///
+    /// # Errors
+    /// When it is there and can't be read, or is damaged.
+    pub(super) fn load<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        limit: usize,
+    ) -> Result<Option<T>, StateError> {
+        let path = self.path(name);
+        documents::load(&path, limit).map_err(|error| StateError::of(&path, error))
     }
 
-    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    /// Keeps a document, durably.
+    ///
+    /// # Errors
+    /// When it can't be written; then the old one stands.
+    pub(super) fn save(&self, name: &str, value: &impl Serialize) -> Result<(), StateError> {
         let path = self.folder()?.join(name);
-        files::replace(&path, bytes, 0o600).map_err(|error| StateError::Io { path, error })
+        documents::save(&path, value).map_err(|error| StateError::of(&path, error))
     }
 
     /// Removes a file of the folder, durably; one that is not there is no error.

@@ -27,7 +27,7 @@ use rustls::pki_types::{self, CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer}
 use tracing::warn;
 
 use crate::log::id;
-use crate::system::files;
+use crate::system::{documents, files};
 use certificate::{Certified, Expected, Kept};
 use time::ProvenClock;
 
@@ -139,9 +139,7 @@ impl TlsIdentity {
             chain: certified.pem.clone(),
         };
         let file = state.join(CERTIFIED_FILE);
-        // Two texts always make JSON.
-        let bytes = serde_json::to_vec(&kept).unwrap_or_default();
-        files::replace(&file, &bytes, 0o600).map_err(|e| named(&file, &e))?;
+        documents::save(&file, &kept).map_err(|e| named(&file, &e))?;
         *self.certified.write().unwrap_or_else(PoisonError::into_inner) = Some(certified);
         Ok(())
     }
@@ -184,10 +182,9 @@ impl TlsIdentity {
     fn load_certified(self, state: &Path) -> Self {
         let file = state.join(CERTIFIED_FILE);
         let read = || -> Result<Option<Certified>, String> {
-            let Some(bytes) = files::read(&file, MAX_FILE).map_err(|e| e.to_string())? else {
+            let Some(kept) = documents::load::<Kept>(&file, MAX_FILE).map_err(|e| e.to_string())? else {
                 return Ok(None);
             };
-            let kept: Kept = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
             let any = Expected::default();
             Certified::new(&kept.chain, &kept.instance, &self.spki_sha256, any).map(Some)
         };

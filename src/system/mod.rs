@@ -13,6 +13,7 @@ pub mod callers;
 pub mod clock;
 pub mod command;
 pub mod descriptors;
+pub mod documents;
 pub mod endpoint;
 pub mod files;
 pub mod host;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use portcullis::system::documents;
 use portcullis_protocol::{Report, Spec};
 use serde_json::json;
 
@@ -214,7 +215,8 @@ impl Bench {
 
     /// The spec that is accepted, on disk.
     pub fn accepted(&self) -> Spec {
-        Spec::from_json(&fs::read(self.path("state/spec.json")).unwrap()).unwrap()
+        let bytes = fs::read(self.path("state/spec.json")).unwrap();
+        Spec::from_json(documents::content(&bytes).unwrap()).unwrap()
     }
 
     /// The gate and the key file as they are.

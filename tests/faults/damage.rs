@@ -8,12 +8,15 @@ use std::path::Path;
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use portcullis::system::documents;
 
 /// What a file is after it was damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {
     /// A bit in the middle is another.
     Flipped,
+    /// A digit or letter near the end is its neighbour: a document is still one, and says something else.
+    OtherWord,
     /// A third of it is there.
     Truncated,
     Empty,
@@ -29,8 +32,9 @@ pub enum Damage {
     Huge,
 }
 
-use Damage::{Empty, Endless, Flipped, Folder, Huge, Newer, Pipe, Truncated};
+use Damage::{Empty, Endless, Flipped, Folder, Huge, Newer, OtherWord, Pipe, Truncated};
 
+/// What damages any file.
 pub const DAMAGES: [Damage; 8] = [Flipped, Truncated, Empty, Folder, Endless, Pipe, Newer, Huge];
 
 impl Damage {
@@ -44,12 +48,17 @@ impl Damage {
                 bytes[middle] ^= 0x80;
                 fs::write(path, bytes).unwrap();
             }
+            OtherWord => {
+                let last = bytes.iter().rposition(u8::is_ascii_alphanumeric).unwrap();
+                bytes[last] ^= 1;
+                fs::write(path, bytes).unwrap();
+            }
             Truncated => fs::write(path, &bytes[..bytes.len() / 3]).unwrap(),
             Empty => fs::write(path, "").unwrap(),
             Folder => fs::create_dir(path).unwrap(),
             Endless => symlink("/dev/zero", path).unwrap(),
             Pipe => mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap(),
-            Newer => fs::write(path, r#"{"version":99,"later":[{}]}"#).unwrap(),
+            Newer => documents::replace(path, br#"{"version":99,"later":[{}]}"#).unwrap(),
             Huge => File::create(path).unwrap().set_len(1 << 30).unwrap(),
         }
     }

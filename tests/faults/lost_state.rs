@@ -7,6 +7,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use portcullis::system::documents;
 use portcullis_protocol::{Check, CheckId, Status};
 
 use crate::bench::{Bench, START_TIME};
@@ -85,7 +86,7 @@ fn a_state_folder_that_goes_is_written_anew_and_told_of() {
             fs::remove_file(state.join("spec.json")).unwrap()
         }),
         ("with another spec", &|| {
-            fs::write(state.join("spec.json"), bench.spec(9, false).to_json()).unwrap();
+            documents::replace(&state.join("spec.json"), &bench.spec(9, false).to_json()).unwrap();
         }),
         ("with an endless one", &|| {
             fs::remove_file(state.join("spec.json")).unwrap();

@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use portcullis::system::documents;
+
 use crate::bench::{Bench, START_TIME};
 use crate::common::eventually;
 use crate::damage::{DAMAGES, Damage};
@@ -118,7 +120,7 @@ impl Good {
         bench.end();
         let state = bench.path("state");
         for (name, text) in WRITTEN {
-            fs::write(state.join(name), text).unwrap();
+            documents::replace(&state.join(name), text.as_bytes()).unwrap();
         }
         let folder = tempfile::tempdir().unwrap();
         copy(&state, &folder.path().join("state"));
@@ -187,6 +189,11 @@ fn try_one(bench: &mut Bench, good: &Good, (name, words): (&str, &[&str]), damag
     let verdict = bench.portcullis(&["audit", "verify"], b"");
     let verdict = String::from_utf8_lossy(&[verdict.stdout, verdict.stderr].concat()).into_owned();
     let told = log + &serde_json::to_string(&report).unwrap() + &verdict;
+    // The head's last word is which record is the oldest: that is found again in the log.
+    let words = match (name, damage) {
+        ("audit/audit.head", Damage::OtherWord) => &[],
+        _ => words,
+    };
     assert!(
         words.is_empty() || words.iter().any(|word| told.contains(word)),
         "{context} is not told of: {told}"
@@ -232,7 +239,7 @@ fn each_damaged_state_file_leaves_the_gate_and_is_named() {
                 good.is_all_known();
                 let mut survived = 0;
                 for file in FILES.into_iter().skip(half).step_by(2) {
-                    for damage in DAMAGES {
+                    for damage in DAMAGES.into_iter().chain([Damage::OtherWord]) {
                         try_one(&mut bench, &good, file, damage);
                         survived += 1;
                     }
@@ -242,7 +249,7 @@ fn each_damaged_state_file_leaves_the_gate_and_is_named() {
         });
         halves.into_iter().map(|half| half.join().unwrap()).sum()
     });
-    let tried = FILES.len() * DAMAGES.len();
+    let tried = FILES.len() * (DAMAGES.len() + 1);
     println!("damaged state files: {tried} tried, {survived} survived");
     assert_eq!(survived, tried);
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use portcullis::system::documents;
 use portcullis_protocol::{Check, CheckId, FirewallRule, PublicKey, Report, Spec, Status};
 use portcullis_provision::local::{
     ImageRequest, Instance, LaunchRequest, LocalProvider, Output, Outsider, parse_allow,
@@ -334,11 +335,12 @@ pub fn vantage(stranger: &Outsider) -> Vantage {
     }
 }
 
-/// A spec as a launched instance keeps it: its token was used.
+/// The file in which a launched instance keeps a spec: its token was used.
 pub fn accepted(spec: &Spec) -> String {
     let mut spec = spec.clone();
     spec.control_plane.as_mut().unwrap().enrolment_token = None;
-    String::from_utf8(spec.to_json()).unwrap().trim_end().to_owned()
+    let document = documents::enclose(&spec.to_json());
+    String::from_utf8(document).unwrap().trim_end().to_owned()
 }
 
 pub fn allow(text: &str) -> FirewallRule {
