@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use portcullis::system::documents;
 use portcullis_protocol::{PortRange, Spec};
 use portcullis_provision::local::{Outsider, in_namespace};
 use portcullis_provision::reach::{Reached, Transport, listen_inside};
@@ -309,7 +310,8 @@ impl Drop for End<'_> {
 /// What was answered with yes is on disk and in the kernel now: a rule for this port, or none.
 #[track_caller]
 fn is_made(machine: &Machine, port: u16, is_there: bool) -> Spec {
-    let spec = Spec::from_json(machine.ok("cat /var/lib/portcullis/spec.json").as_bytes()).unwrap();
+    let document = machine.ok("cat /var/lib/portcullis/spec.json");
+    let spec = Spec::from_json(documents::content(document.as_bytes()).unwrap()).unwrap();
     let only = PortRange::new(port, port).unwrap();
     let on_disk = spec.firewall.ingress.iter().any(|rule| rule.ports == Some(only));
     assert_eq!(on_disk, is_there, "{port} on disk: {spec:?}");
