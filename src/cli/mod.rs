@@ -222,8 +222,8 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
 // Which settings a look at the instance goes by. No doc comment: clap would take it for the command's.
 #[derive(Args, Debug)]
 struct SettingsChoice {
-    /// By the default settings, whatever the files say: bug reports ask so where those can't be used.
-    #[arg(long, hide = true, conflicts_with = "config")]
+    /// Go by the default settings, whatever the files say; for when those can't be used.
+    #[arg(long, conflicts_with = "config")]
     default_settings: bool,
 }
 
