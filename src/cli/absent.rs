@@ -246,7 +246,8 @@ NO DAEMON  /run/portcullis/control.sock: No such file or directory (os error 2)
             wait
 
 FAIL     firewall.default-deny (BREV-NET-1): nf_tables can't be read: the daemon does not answer
-         to do: check the kernel and run as root; more: portcullis-operations(7),
+         to do: be root; else give the unit CAP_NET_ADMIN back (`systemctl cat portcullis`), or the
+         kernel its module (`modprobe nf_tables`); more: portcullis-operations(7),
          firewall.default-deny
 
 To do

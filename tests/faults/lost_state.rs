@@ -139,8 +139,10 @@ fn a_mount_over_the_state_folder_is_written_to_or_told_of() {
     let check = until_told(&bench, "told", |check| check.status == Status::Warn);
     assert!(check.summary.contains("Read-only file system"), "{check:?}");
     assert_eq!(check.evidence["durable"], false);
+    let remedy = check.remedy.as_deref().unwrap();
     assert!(
-        check.remedy.as_ref().unwrap().contains("state folder"),
+        remedy.contains("give the state folder its disk, or room, again")
+            && remedy.ends_with("portcullis-operations(7), firewall.applied"),
         "{check:?}"
     );
     assert!(bench.log().contains("can't be given it"), "{}", bench.log());

@@ -1,17 +1,28 @@
 //! What comes again and again while changes are made: other programs' flushes, a manager that is executed anew, a
-//! bus that goes and comes, a front that is killed, and events by the ten thousand. Each change that was
-//! acknowledged stands, the gate is shut throughout, and after each storm the instance is ready without a hand.
+//! bus that goes and comes, a front that is killed, events by the ten thousand, and strangers who flood the HTTPS
+//! endpoint. Each change that was acknowledged stands, the gate is shut throughout, and after each storm the instance
+//! is ready without a hand.
 //!
-//! May not live here: one fault at a time (`faults`), clocks that are wrong (`first_contact`).
+//! May not live here: one fault at a time (`faults`), clocks that are wrong (`first_contact`), what each limit of the
+//! endpoint does (`limits`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::io::{ErrorKind, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use portcullis::system::documents;
+use portcullis_protocol::{PortRange, Spec};
+use portcullis_provision::local::{Outsider, in_namespace};
 use portcullis_provision::reach::{Reached, Transport, listen_inside};
 use serde_json::Value;
 
-use crate::api::rule;
+use crate::api::{Api, rule};
 use crate::endpoint::{curl, files, with_certificate};
-use crate::lab::{Lab, Machine, READY_TIME, eventually, vantage};
+use crate::lab::{Lab, Machine, READY_TIME, allow, eventually, vantage};
+use crate::limits::{DEADLINES, Tls, dial, is_answered, open_to_all, own_memory, tls};
 
 use Reached::{Filtered, Open};
 use Transport::Tcp;
@@ -195,4 +206,252 @@ fn storms_pass_over_and_nothing_that_was_acknowledged_is_lost() {
     machine.until_ready();
     assert_eq!(machine.main_pid(), pid);
     assert_eq!(machine.seen_from(&from, Tcp, 9000), [Filtered; 2]);
+}
+
+/// Strangers who flood; with one alone the limit of one source would do it.
+const FLOODERS: usize = 8;
+/// How many connections they make at least, and at most, and how many each of them holds of each kind.
+const CONNECTIONS: usize = 2_000;
+const MOST_CONNECTIONS: usize = 20_000;
+const HELD: usize = 40;
+/// How many changes are made at least, and at most, while they do.
+const CHANGES_IN_FLOOD: u32 = 30;
+const MOST_CHANGES: u32 = 600;
+/// Where nobody is let in: TCP, and the next one UDP.
+const SHUT: u16 = 9000;
+
+/// What goes on while changes are made.
+#[derive(Default)]
+struct Flood {
+    is_over: AtomicBool,
+    connections: AtomicUsize,
+    knocks: AtomicUsize,
+}
+
+impl Flood {
+    fn goes_on(&self) -> bool {
+        !self.is_over.load(Ordering::SeqCst)
+    }
+
+    /// One stranger's connections, over IPv4 and IPv6: handshakes and headers and bodies that never end and go on
+    /// byte by byte, and garbage.
+    fn pour(&self, from: &Path, to: [IpAddr; 2]) {
+        let (mut raw, mut http) = (VecDeque::<TcpStream>::new(), VecDeque::<Tls>::new());
+        let body = "POST /v1/firewall/rules HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 60000\r\n\r\n{";
+        let header = "GET /livez HTTP/1.1\r\nhost: x\r\nx: ";
+        for number in 0.. {
+            if !self.goes_on() {
+                return;
+            }
+            if self.connections.load(Ordering::SeqCst) < MOST_CONNECTIONS {
+                // They may be turned away at any step. IPv4 and IPv6 in turn, and of each four kinds; most are cheap.
+                if let Ok(mut stream) = dial(from, to[number % 2]) {
+                    self.connections.fetch_add(1, Ordering::SeqCst);
+                    match number / 2 % 8 {
+                        6 => http.extend(says_in_tls(stream, body)),
+                        7 => http.extend(says_in_tls(stream, header)),
+                        raw_kind => {
+                            // A record of 1024 bytes with the beginning of a ClientHello.
+                            let hello: &[u8] = &[22, 3, 1, 4, 0, 1, 0, 3, 252, 3, 3];
+                            let said = if raw_kind < 3 { hello } else { &[0xa5; 4096] };
+                            let _ = stream.write_all(said);
+                            raw.push_back(stream);
+                        }
+                    }
+                }
+            }
+            if number % 8 == 0 {
+                raw.drain(..raw.len().saturating_sub(HELD));
+                http.drain(..http.len().saturating_sub(HELD));
+                raw.retain_mut(|stream| stream.write_all(&[7]).is_ok());
+                http.retain_mut(|stream| stream.write_all(b" ").and_then(|()| stream.flush()).is_ok());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Knocks at the shut port for UDP, hundreds of times a second.
+    fn knock(&self, from: &Path, at: [IpAddr; 2]) {
+        let bind = || {
+            let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+            any.map(|any| UdpSocket::bind((any, 0)).unwrap())
+        };
+        let sockets = in_namespace(from, bind).unwrap();
+        while self.goes_on() {
+            for (socket, at) in sockets.iter().zip(at) {
+                if socket.send_to(b"knock", (at, SHUT + 1)).is_ok() {
+                    self.knocks.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// The beginning of a request, if it may be said.
+fn says_in_tls(stream: TcpStream, begin: &str) -> Option<Tls> {
+    let mut stream = tls(stream, None).ok()?;
+    stream
+        .write_all(begin.as_bytes())
+        .and_then(|()| stream.flush())
+        .ok()?;
+    Some(stream)
+}
+
+/// Ends a flood, also when what is tried meanwhile fails.
+struct End<'a>(&'a Flood);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::SeqCst);
+    }
+}
+
+/// What was answered with yes is on disk and in the kernel now: a rule for this port, or none.
+#[track_caller]
+fn is_made(machine: &Machine, port: u16, is_there: bool) -> Spec {
+    let document = machine.ok("cat /var/lib/portcullis/spec.json");
+    let spec = Spec::from_json(documents::content(document.as_bytes()).unwrap()).unwrap();
+    let only = PortRange::new(port, port).unwrap();
+    let on_disk = spec.firewall.ingress.iter().any(|rule| rule.ports == Some(only));
+    assert_eq!(on_disk, is_there, "{port} on disk: {spec:?}");
+    let table = machine.table();
+    let mut numbers = table.split(|c: char| !c.is_ascii_digit());
+    let in_kernel = numbers.any(|number| number == port.to_string());
+    assert_eq!(in_kernel, is_there, "{port} in the kernel: {table}");
+    spec
+}
+
+/// A rule comes over the API, another by `portcullis apply`, the first one goes: again and again until the flood is
+/// large enough. Gives the number of changes, and the most memory in KiB.
+fn change_meanwhile(api: &Api<'_>, machine: &Machine, flood: &Flood) -> (u32, u64) {
+    let (mut changes, mut memory) = (0, 0);
+    // Not one beside the other: neighbours would become one range.
+    for port in (20_000..).step_by(3) {
+        if changes >= CHANGES_IN_FLOOD && flood.connections.load(Ordering::SeqCst) >= CONNECTIONS {
+            break;
+        }
+        assert!(
+            changes < MOST_CHANGES,
+            "the flood does not come: {}",
+            flood.connections.load(Ordering::SeqCst)
+        );
+        let ask = |method: &str, path: &str, body: &[u8]| {
+            let answer = api.with(&["--max-time", "60"], method, path, body);
+            assert_eq!(answer.status, 200, "{changes} changes, {answer:?}");
+        };
+        ask(
+            "POST",
+            "/v1/firewall/rules",
+            rule("web", port).to_string().as_bytes(),
+        );
+        let mut spec = is_made(machine, port, true);
+        spec.generation = spec.generation.next();
+        spec.firewall.ingress.push(allow(&format!("{}/tcp", port + 1)));
+        let output = machine.run_with("portcullis apply --spec -", &spec.to_json());
+        assert!(output.success(), "{changes} changes, {output:?}");
+        is_made(machine, port + 1, true);
+        ask("DELETE", "/v1/firewall/rules/web", b"");
+        is_made(machine, port, false);
+        changes += 3;
+        memory = memory.max(own_memory(machine));
+    }
+    (changes, memory)
+}
+
+/// The control: both ports are reached, over IPv4 and IPv6, once a rule names them.
+fn both_ports_were_shut(machine: &Machine, stranger: &Outsider, heard: &UdpSocket) {
+    machine.ok(&format!(
+        "portcullis firewall add --id shut --protocol any --port {SHUT}-{}",
+        SHUT + 1
+    ));
+    assert_eq!(machine.seen_from(&vantage(stranger), Tcp, SHUT), [Open; 2]);
+    let addresses = machine.instance.addresses();
+    let once = Flood::default();
+    std::thread::scope(|scope| {
+        let _end = End(&once);
+        scope.spawn(|| once.knock(&stranger.path(), addresses));
+        let mut over = BTreeSet::new();
+        eventually(DEADLINES, "knocks are heard over IPv4 and IPv6", || {
+            while let Ok((_, from)) = heard.recv_from(&mut [0; 8]) {
+                over.insert(from.ip().to_canonical().is_ipv4());
+            }
+            if over.len() == 2 { Ok(()) } else { Err(over.len()) }
+        });
+    });
+}
+
+#[test]
+fn strangers_who_flood_the_endpoint_hold_up_no_change_and_open_nothing() {
+    let lab = Lab::new();
+    let machine = open_to_all(&lab);
+    listen_inside(&machine.instance, &[(Tcp, SHUT)]).unwrap();
+    let (inside, addresses) = (machine.instance.network_namespace(), machine.instance.addresses());
+    let heard = in_namespace(&inside, || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, SHUT + 1)))
+        .unwrap()
+        .unwrap();
+    heard.set_nonblocking(true).unwrap();
+    let outsider = |name: String| lab.provider.outsider(&name).unwrap();
+    let flooders: Vec<Outsider> = (0..FLOODERS)
+        .map(|number| outsider(format!("flood-{number}")))
+        .collect();
+    let stranger = lab.stranger();
+    let from = vantage(&stranger);
+    let api = Api::new(&lab, &machine);
+    for _ in 0..20 {
+        is_answered(&stranger.path(), &machine, "/livez", &[]);
+    }
+    let pids = |machine: &Machine| (machine.main_pid(), machine.unit("portcullis-front", "MainPID"));
+    let (pid, before, generation) = (
+        pids(&machine),
+        own_memory(&machine),
+        machine.status().generation.unwrap(),
+    );
+    let flood = Flood::default();
+    let ((changes, most), probes) = std::thread::scope(|scope| {
+        let end = End(&flood);
+        for flooder in &flooders {
+            scope.spawn(|| flood.pour(&flooder.path(), addresses));
+        }
+        scope.spawn(|| flood.knock(&stranger.path(), addresses));
+        let probing = scope.spawn(|| {
+            let mut probes = 0;
+            while flood.goes_on() {
+                assert_eq!(machine.seen_from(&from, Tcp, SHUT), [Filtered; 2]);
+                probes += 1;
+            }
+            probes
+        });
+        let made = change_meanwhile(&api, &machine, &flood);
+        drop(end);
+        (made, probing.join().unwrap())
+    });
+    let [connections, knocks] = [&flood.connections, &flood.knocks].map(|count| count.load(Ordering::SeqCst));
+    println!(
+        "{connections} connections, {changes} changes meanwhile; {knocks} knocks and {probes} connections to shut ports; \
+         {before} KiB before, {most} KiB at most"
+    );
+    assert!(knocks > 1_000 && probes > 1, "{knocks} {probes}");
+    let nothing = heard.recv(&mut [0; 8]).unwrap_err();
+    assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+    assert!(
+        most < before + 16 * 1024,
+        "{before} KiB before, {most} KiB at most"
+    );
+    // It was a flood: the endpoint had to turn them away.
+    let told = machine.ok("journalctl -b -o json MESSAGE_ID=5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e74");
+    assert!(told.contains("\"EVICTED\""), "{told}");
+    assert_eq!(
+        machine.until_ready().generation,
+        Some(generation + u64::from(changes))
+    );
+    assert_eq!(pids(&machine), pid);
+
+    both_ports_were_shut(&machine, &stranger, &heard);
+    eventually(DEADLINES, "a flooder is served again", || {
+        match curl(&flooders[0].path(), &machine, "/livez", &[]) {
+            Ok(answer) if answer.status == 200 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
 }

@@ -32,6 +32,36 @@ fn instance_that_listens(lab: &Lab) -> (Machine, Outsider) {
     (machine, stranger)
 }
 
+/// Waits until a check tells of a fault as somebody can use it who was woken up: by its own id, the cause in its
+/// summary, what to do in its remedy, which ends with the section of the page that the instance has; and `status` shows it.
+#[track_caller]
+fn fails(machine: &Machine, id: CheckId, cause: &str, to_do: &str) {
+    let check = eventually(SOON, &format!("{id} fails: {cause}"), || {
+        let report = machine.try_status()?;
+        let check = report.check(id).ok_or("it is not there")?;
+        match check.status == Status::Fail && check.summary.contains(cause) {
+            true => Ok(check.clone()),
+            false => Err(format!("{check:?}")),
+        }
+    });
+    let remedy = check.remedy.as_deref().unwrap_or_default();
+    let (remedy, section) = remedy
+        .split_once("portcullis-operations(7), ")
+        .unwrap_or_default();
+    assert!(remedy.contains(to_do), "{to_do}: {check:?}");
+    assert_eq!(section, id.to_string(), "{check:?}");
+    machine.ok(&format!(
+        "grep -qxF '### `{id}`' /usr/share/doc/portcullis/operations.md"
+    ));
+    // Lines are broken anywhere.
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let shown = words(&machine.run("portcullis status").stdout);
+    assert!(
+        shown.contains(&words(cause)) && shown.contains(&words(to_do)),
+        "{check:?}: {shown}"
+    );
+}
+
 #[test]
 fn a_killed_daemon_leaves_the_gate_and_comes_back() {
     let lab = Lab::new();
@@ -48,6 +78,9 @@ fn a_killed_daemon_leaves_the_gate_and_comes_back() {
     machine.until_ready();
     assert_eq!(machine.table(), table);
     holds(&machine, &stranger);
+    // Nothing is wrong any more; that something was, and what, is in the journal.
+    let journal = machine.ok("journalctl -b -o cat -u portcullis");
+    assert!(journal.contains("code=killed, status=9/KILL"), "{journal}");
 }
 
 /// Where the kernel knows owner and persist: others' changes fail, their flushes pass it by, also in the
@@ -152,22 +185,26 @@ fn readiness_follows_sshd() {
     let machine = lab.launch();
     machine.ok("systemctl stop ssh");
     let start = Instant::now();
-    let check = machine.until_check(CheckId::SshdRunning, Status::Fail);
+    let start_it = "`systemctl enable --now ssh`";
+    machine.until_check(CheckId::SshdRunning, Status::Fail);
     println!("a stopped sshd was reported after {:?}", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    assert!(check.remedy.is_some(), "{check:?}");
-    let report = machine.status();
-    assert!(!report.ready);
-    assert_eq!(report.check(CheckId::SshdReachable).unwrap().status, Status::Fail);
+    fails(
+        &machine,
+        CheckId::SshdRunning,
+        "ssh.service is inactive",
+        start_it,
+    );
+    let look = "`journalctl -u ssh -u sshd`";
+    fails(&machine, CheckId::SshdReachable, "no SSH handshake: ", look);
+    assert!(!machine.status().ready);
     machine.ok("systemctl start ssh");
     machine.until_ready();
 
     // Without its program it can't come back, and the report says why.
     machine.ok("mv /usr/sbin/sshd /root/; systemctl stop ssh; ! systemctl start ssh");
-    let check = machine.until_check(CheckId::SshdRunning, Status::Fail);
-    assert!(check.summary.contains("ssh"), "{check:?}");
-    let check = machine.until_check(CheckId::SshdReachable, Status::Fail);
-    assert!(check.summary.len() > "no SSH handshake: ".len(), "{check:?}");
+    fails(&machine, CheckId::SshdRunning, "ssh.service is ", start_it);
+    fails(&machine, CheckId::SshdReachable, "install openssh-server", look);
     machine.ok("mv /root/sshd /usr/sbin/; systemctl reset-failed ssh; systemctl start ssh");
     machine.until_ready();
 }
@@ -177,26 +214,11 @@ fn modes_that_sshd_does_not_trust_are_reported() {
     let lab = Lab::new();
     let machine = lab.launch();
     machine.ok(&format!("chmod g+w /home/{USER}"));
-    let report = eventually(SOON, "not ready", || {
-        let report = machine.try_status()?;
-        if report.ready {
-            Err("it is ready".to_owned())
-        } else {
-            Ok(report)
-        }
-    });
-    let keys = [CheckId::KeysInstalled, CheckId::KeysAccepted];
-    let failing: Vec<_> = report
-        .blocking()
-        .filter(|check| keys.contains(&check.id))
-        .collect();
-    assert!(!failing.is_empty(), "{report:#?}");
-    assert!(
-        failing
-            .iter()
-            .all(|c| c.summary.contains(USER) && c.remedy.is_some()),
-        "{failing:#?}"
-    );
+    let cause = format!("\"/home/{USER}\" is writable by others (mode 0775)");
+    for id in [CheckId::KeysInstalled, CheckId::KeysAccepted] {
+        fails(&machine, id, &cause, "mend what the summary names");
+    }
+    assert!(!machine.status().ready);
     machine.ok(&format!("chmod g-w /home/{USER}"));
     machine.until_ready();
 }
@@ -209,10 +231,18 @@ fn without_dbus_the_daemon_stays_and_says_so() {
     machine.ok(
         "systemctl stop dbus.socket dbus.service; ! systemctl is-active -q dbus.service && ! busctl status",
     );
-    let check = machine.until_check(CheckId::SystemdRunning, Status::Fail);
-    assert!(
-        check.summary.contains("D-Bus") && check.remedy.is_some(),
-        "{check:?}"
+    fails(
+        &machine,
+        CheckId::SystemdRunning,
+        "D-Bus",
+        "`systemctl start dbus.socket`",
+    );
+    // Nobody is sent to install an sshd that runs.
+    fails(
+        &machine,
+        CheckId::SshdRunning,
+        "can't be asked for: ",
+        "mend systemd.running first",
     );
     assert_eq!((machine.main_pid(), machine.table()), (pid, table));
     holds(&machine, &stranger);
@@ -226,7 +256,7 @@ fn without_dbus_the_daemon_stays_and_says_so() {
 
 /// A spec that can't be stored is refused with that reason; nothing of it holds.
 #[track_caller]
-fn is_refused(machine: &mut Machine, stranger: &Outsider, reason: &str) {
+fn is_refused(machine: &mut Machine, stranger: &Outsider, reason: &str, to_do: &str) {
     let pid = machine.main_pid();
     // The disk as the daemon sees it.
     let on_disk = format!("nsenter -t {pid} -m cat /var/lib/portcullis/spec.json");
@@ -234,7 +264,12 @@ fn is_refused(machine: &mut Machine, stranger: &Outsider, reason: &str) {
     let spec = machine.next(|spec| spec.firewall.ingress.push(allow("9000/tcp")));
     let output = machine.apply(&spec);
     assert_eq!(output.code, Some(1), "{output:?}");
-    assert!(output.stderr.contains(reason), "{output:?}");
+    let words = output.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains(reason) && words.contains(to_do), "{output:?}");
+    assert!(
+        words.contains("nothing was changed") && words.contains("/var/lib/portcullis"),
+        "{output:?}"
+    );
     let after = (machine.table(), machine.ok(&on_disk));
     assert_eq!(after, before);
     assert_eq!(machine.main_pid(), pid);
@@ -258,7 +293,12 @@ fn a_full_or_read_only_disk_refuses_a_spec_and_changes_nothing() {
          dd if=/dev/zero of={state}/filler bs=4k status=none || true"
     );
     there(&machine, &small);
-    is_refused(&mut machine, &stranger, "No space left on device");
+    is_refused(
+        &mut machine,
+        &stranger,
+        "No space left on device",
+        "free some space",
+    );
     there(
         &machine,
         &format!("rm {state}/filler && umount -l {state} && umount -l /run/small"),
@@ -268,7 +308,12 @@ fn a_full_or_read_only_disk_refuses_a_spec_and_changes_nothing() {
         &machine,
         &format!("mount --bind {state} {state} && mount -o remount,bind,ro {state}"),
     );
-    is_refused(&mut machine, &stranger, "Read-only file system");
+    is_refused(
+        &mut machine,
+        &stranger,
+        "Read-only file system",
+        "mount it read-write",
+    );
     there(&machine, &format!("umount -l {state}"));
 
     let spec = machine.next(|spec| spec.firewall.ingress.push(allow("9000/tcp")));
@@ -289,8 +334,26 @@ fn a_damaged_accepted_spec_opens_nothing_and_is_reported() {
         systemctl start portcullis");
     let report = machine.status();
     assert!(!report.ready);
-    let reason = report.refused_spec.expect("a reason");
-    assert!(reason.contains("/var/lib/portcullis/spec.json"), "{reason}");
+    let reason = report.refused_spec.clone().expect("a reason");
+    assert!(
+        reason.contains("/var/lib/portcullis/spec.json: damaged: ") && reason.contains("move it away"),
+        "{reason}"
+    );
+    assert!(
+        machine
+            .run("portcullis status")
+            .stdout
+            .contains("A spec was refused")
+    );
+    let check = report.check(CheckId::KeysInstalled).unwrap();
+    assert_eq!(
+        (check.status, check.summary.as_str()),
+        (Status::Unknown, "no spec is accepted yet")
+    );
+    assert!(
+        check.remedy.as_ref().unwrap().contains("`portcullis apply`"),
+        "{check:?}"
+    );
     let from = vantage(&stranger);
     for port in [22, 9000] {
         assert_eq!(machine.seen_from(&from, Tcp, port), [Filtered; 2]);
@@ -316,9 +379,14 @@ fn without_the_right_to_the_packet_filter_the_daemon_stays_and_says_so() {
         printf '[Service]\\nCapabilityBoundingSet=~CAP_NET_ADMIN\\n' > /run/systemd/system/portcullis.service.d/no.conf
         systemctl daemon-reload
         systemctl restart portcullis");
-    let check = machine.until_check(CheckId::FirewallApplied, Status::Fail);
-    assert!(check.summary.contains("CAP_NET_ADMIN"), "{check:?}");
-    machine.until_check(CheckId::FirewallDefaultDeny, Status::Fail);
+    for (id, to_do) in [
+        (CheckId::FirewallApplied, "shut the instance at the provider"),
+        (CheckId::FirewallDefaultDeny, "give the unit CAP_NET_ADMIN back"),
+        (CheckId::FirewallContainers, "give the unit CAP_NET_ADMIN back"),
+        (CheckId::ClusterPeers, "give the unit CAP_NET_ADMIN back"),
+    ] {
+        fails(&machine, id, "CAP_NET_ADMIN", to_do);
+    }
     assert_eq!(machine.ok("systemctl is-active portcullis"), "active");
     assert_eq!(machine.table(), table);
     holds(&machine, &stranger);
@@ -335,10 +403,21 @@ fn without_sshd_the_daemon_stays_and_says_so() {
     machine.ok(
         "systemctl stop ssh.service && mv /usr/sbin/sshd /usr/sbin/sshd.away && systemctl restart portcullis",
     );
-    let check = machine.until_check(CheckId::SshdReachable, Status::Fail);
-    assert!(check.summary.contains("install openssh-server"), "{check:?}");
-    machine.until_check(CheckId::SshdRunning, Status::Fail);
-    machine.until_check(CheckId::KeysAccepted, Status::Fail);
+    for (id, cause, to_do) in [
+        (CheckId::SshdReachable, "install openssh-server", "`sshd -t`"),
+        (
+            CheckId::SshdRunning,
+            "ssh.service is inactive",
+            "install openssh-server",
+        ),
+        (
+            CheckId::KeysAccepted,
+            "sshd could not be asked about a key",
+            "sshd.reachable",
+        ),
+    ] {
+        fails(&machine, id, cause, to_do);
+    }
     assert_eq!(machine.ok("systemctl is-active portcullis"), "active");
     machine.ok("mv /usr/sbin/sshd.away /usr/sbin/sshd && systemctl start ssh.service");
     machine.until_ready();

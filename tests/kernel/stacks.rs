@@ -11,7 +11,7 @@ use crate::guest::Guest;
 use crate::old_kernel;
 use crate::storage::{AES, check, disks, is, volume, way};
 
-const STEPS: [&str; 19] = [
+const STEPS: [&str; 20] = [
     "modules",
     "random_swap",
     "zrams",
@@ -24,6 +24,7 @@ const STEPS: [&str; 19] = [
     "snapshot",
     "inner",
     "odd",
+    "feed",
     "ciphers",
     "folders",
     "places",
@@ -62,6 +63,7 @@ fn what_encrypts_is_verified(guest: &Guest, check: &Check) {
         ("/inner", &["LUKS2", "LUKS2", "disk"]),
         ("/odd name", &["plain dm-crypt", "disk"]),
         ("/capi", &["device mapper", "disk"]),
+        ("/twin", &["device mapper", "disk"]),
     ] {
         is(check, point, "verified", &[AES]);
         let found: Vec<&str> = way(volume(check, point))
@@ -124,6 +126,8 @@ fn names_and_paths_prove_nothing(guest: &Guest, check: &Check) {
     assert_eq!(elsewhere["state"], "absent");
     assert_eq!(elsewhere["seen_in"], "/sys/fs/ext4");
     assert_eq!(guest.ok("elsewhere").lines().last(), Some("/over/hidden/image"));
+    // Its table is told under a name that is no line; the one of its twin is not taken for it.
+    is(check, "/feed", "unknown", &[]);
     is(check, "/from-elsewhere", "unknown", &[]);
     is(check, "/merged", "unknown", &[]);
 }

@@ -332,6 +332,33 @@ fn recorded_stacks_are_followed_to_what_holds_their_data() {
     }
 }
 
+/// The kernel ends each name with a line feed; one of the name's own is part of it. Beside it is the same name without
+/// one, which is encrypted, on the same disk.
+#[test]
+fn a_name_that_ends_in_a_line_feed_is_not_taken_for_the_same_without() {
+    let (check, told) = look("feed", json!([]));
+    are(
+        &told,
+        &[
+            ("/dev/mapper/swap", "verified", AES),
+            ("/dev/mapper/swap\n", "unknown", ""),
+            ("/feed", "unknown", ""),
+            ("/twin", "verified", AES),
+            ("/victim", "absent", ""),
+        ],
+    );
+    assert_eq!(json!(check.status), "fail");
+    assert!(
+        reason(&check, "/feed").contains("dm-1 is a device of the device mapper; its cipher is not known"),
+        "{}",
+        reason(&check, "/feed")
+    );
+    // What people read stays one line.
+    assert!(!check.summary.contains('\n'), "{}", check.summary);
+    let mangled = look("feed", json!([{"by": "cloud.example"}])).0;
+    assert!(!mangled.summary.contains('\n'), "{}", mangled.summary);
+}
+
 #[test]
 fn without_the_kernels_tables_a_name_proves_nothing() {
     let (check, told) = look("untold", json!([]));

@@ -111,8 +111,11 @@ impl Gatekeeper {
                     REASON = reason,
                     "the gate could not be applied: {reason}"
                 );
-                self.held = self.nftables.read().ok().flatten();
-                (Err(reason), Ok(self.held.as_ref()))
+                // What can't be read is not the same as what is not there.
+                let read = self.nftables.read();
+                let unread = read.as_ref().err().map(ToString::to_string);
+                self.held = read.ok().flatten();
+                (Err(reason), unread.map_or(Ok(self.held.as_ref()), Err))
             }
         };
         let mut gate = seen(planned.clone(), held.map(|held| held.cloned()), applied);

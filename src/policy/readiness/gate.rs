@@ -19,14 +19,19 @@ fn held(gate: &Gate) -> Result<&Ruleset, Finding> {
         )),
         Err(reason) => Err(Finding::fail(
             format!("nf_tables can't be read: {reason}"),
-            "check the kernel and run as root",
+            "be root; else give the unit CAP_NET_ADMIN back (`systemctl cat portcullis`), or the kernel its module \
+             (`modprobe nf_tables`)",
         )),
     }
 }
 
 pub fn applied(gate: &Gate, trial_until: Option<Timestamp>, durable: &Observed<u64>) -> Finding {
     if let Err(reason) = &gate.applied {
-        return Finding::fail(reason.clone(), "the message names what the kernel refused");
+        return Finding::fail(
+            reason.clone(),
+            "ports may be open: shut the instance at the provider; mend what is named, in the kernel or in the unit \
+             (`systemctl cat portcullis`), then `portcullis lockdown`",
+        );
     }
     let held = match held(gate) {
         Ok(held) => held,
@@ -140,7 +145,8 @@ pub fn ssh_allowed(spec: Option<&Spec>, sshd: &Sshd) -> Finding {
         }
         None => Finding::fail(
             format!("no rule lets SSH in (port {ports:?})"),
-            "add an ingress rule for sshd's port to the spec",
+            "`portcullis firewall add --id ssh --protocol tcp --port 22`, or whatever sshd's port is, and the same rule \
+             in the spec",
         ),
     }
 }

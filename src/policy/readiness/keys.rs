@@ -110,7 +110,10 @@ fn judge_accepted(spec: &Spec, keys: &[KeyState]) -> Finding {
     });
     if let Some(reason) = unknown {
         let summary = format!("sshd could not be asked about a key; {reason}");
-        return Finding::fail(summary, "see keys.installed and sshd.reachable");
+        return Finding::fail(
+            summary,
+            "mend what the summary names; see keys.installed and sshd.reachable",
+        );
     }
     let (asked, inferred) = (count(keys, Accepted::Yes), count(keys, Accepted::Inferred));
     let not_asked = match count(keys, Accepted::NotAsked) {

@@ -17,6 +17,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use portcullis_protocol::text::plain;
 use portcullis_protocol::{Check, CheckId, Spec, Status};
 use serde_json::Value;
 
@@ -80,7 +81,8 @@ pub fn checks(spec: Option<&Spec>, seen: &Observations, previous: &[Check], now:
                 status: finding.status,
                 required: is_required(*id),
                 requirement: id.requirement(),
-                summary: finding.summary,
+                // It may name what others named, with a line feed in it: whoever prints it, it is one line.
+                summary: plain(&finding.summary),
                 evidence: finding.evidence,
                 since: before.map_or(now, |check| check.since),
                 remedy: guided(*id, finding.status, finding.remedy),

@@ -74,6 +74,14 @@ odd() {
 		dmsetup create fake --uuid CRYPT-LUKS2-00000000000000000000000000000000-fake --table '0 8192 linear /dev/vds 16384' && on /dev/mapper/fake /fake
 }
 
+# The same name twice on one disk, encrypted without and plain with a line feed at its end.
+feed() {
+	local feed='twin
+'
+	dmsetup create twin --table '0 8192 crypt aes-xts-plain64 000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f 0 /dev/vds 24576' &&
+		dmsetup --manglename none create "$feed" --table '0 8192 linear /dev/vds 32768' && on /dev/mapper/twin /twin && on "/dev/mapper/$feed" /feed
+}
+
 # weak NAME CIPHER KEY START: through dmsetup, which takes what cryptsetup warns of.
 weak() { dmsetup create "$1" --table "0 4096 crypt $2 $3 0 /dev/vdt $4" && on "/dev/mapper/$1" "/$1"; }
 
@@ -110,7 +118,7 @@ user() {
 }
 
 try modules modules
-for kind in random_swap zrams bcaches multipath luks1 sealed integrity nested snapshot inner odd ciphers folders places elsewhere user; do try $kind $kind; done
+for kind in random_swap zrams bcaches multipath luks1 sealed integrity nested snapshot inner odd feed ciphers folders places elsewhere user; do try $kind $kind; done
 try tables dmsetup --manglename none table
 # Of cryptsetup itself: what is the truth.
 try truth sh -c 'for name in swap spill back fast one sealed pv outer inner paths; do cryptsetup status $name; done'
