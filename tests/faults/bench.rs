@@ -5,6 +5,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::chown;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -204,6 +205,7 @@ impl Bench {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+        self.until_alone();
     }
 
     /// It was killed while it was traced: who traced it, in this process too, has waited for its end.
@@ -211,6 +213,18 @@ impl Bench {
         let mut killed = self.child.take().unwrap();
         assert!(!Path::new(&format!("/proc/{}", killed.id())).exists());
         assert!(killed.wait().is_err(), "nobody has waited for it");
+        self.until_alone();
+    }
+
+    /// A program that it had just begun to start holds what it had open for a moment more, until it is that program.
+    fn until_alone(&self) {
+        let socket = self.path("control.sock");
+        eventually(START_TIME, "nobody listens", || {
+            match UnixStream::connect(&socket) {
+                Ok(_) => Err("somebody does"),
+                Err(_) => Ok(()),
+            }
+        });
     }
 
     /// The spec that is accepted, on disk.

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portcullis_protocol::Report;
@@ -49,7 +50,11 @@ fn start_into(bench: &mut Bench, plan: Plan) -> Result<Report, String> {
     let pid = bench.pid();
     let (report, hit) = bench.while_knocking(|| {
         while_traced(pid, plan, || {
-            kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT).unwrap();
+            match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT) {
+                // Killed already: whether by us is looked at below.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => panic!("{error}"),
+            }
             eventually(START_TIME, "it answers, or is killed", || {
                 match Path::new(&format!("/proc/{pid}")).exists() {
                     true => bench.status().map(Some).ok_or_else(|| bench.log()),
