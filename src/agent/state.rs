@@ -99,7 +99,7 @@ impl StateError {
         }
     }
 
-    pub(super) fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> Self {
+    fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> Self {
         Self::Damaged {
             path: path.to_owned(),
             reason: reason.to_string(),

@@ -187,6 +187,18 @@ impl Bench {
             .unwrap()
     }
 
+    /// The gate before the network, as a boot makes it: without a table of ours, by what is on disk.
+    pub fn lockdown(&self) {
+        // For a moment after its end, the kernel may still hold the table for the daemon before.
+        eventually(START_TIME, "a gate as lockdown makes it", || {
+            let _ = self
+                .inside(&["nft", "delete", "table", "inet", "portcullis"])
+                .output();
+            let said = self.portcullis(&["lockdown"], b"");
+            if said.status.success() { Ok(()) } else { Err(said) }
+        });
+    }
+
     /// A command inside of its network.
     pub fn inside(&self, words: &[&str]) -> Command {
         let mut command = Command::new("ip");

@@ -34,14 +34,7 @@ fn first_boot(bench: &Bench) {
     for folder in ["state", "home/faulty/.ssh"] {
         let _ = fs::remove_dir_all(bench.path(folder));
     }
-    // For a moment after its end, the kernel may still hold the table for the one before.
-    eventually(START_TIME, "a gate as lockdown makes it", || {
-        let _ = bench
-            .inside(&["nft", "delete", "table", "inet", "portcullis"])
-            .output();
-        let said = bench.portcullis(&["lockdown"], b"");
-        if said.status.success() { Ok(()) } else { Err(said) }
-    });
+    bench.lockdown();
 }
 
 /// Starts the daemon into a fault, while somebody knocks. Gives its first report, or at which call it was killed.

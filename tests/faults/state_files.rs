@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 
 use portcullis::system::documents;
 
-use crate::bench::{Bench, START_TIME};
-use crate::common::eventually;
+use crate::bench::Bench;
 use crate::damage::{DAMAGES, Damage};
 
 /// What is in the state folder, and one of which words has to be said when it is damaged; no words where nothing is
@@ -148,17 +147,6 @@ impl Good {
     }
 }
 
-/// The gate before the network, as the boot makes it, with damaged state.
-fn lockdown(bench: &Bench) -> String {
-    // For a moment after its end, the kernel may still hold the table for the daemon before.
-    eventually(START_TIME, "lockdown", || {
-        bench.host.run("nft flush ruleset");
-        let said = bench.portcullis(&["lockdown"], b"");
-        if said.status.success() { Ok(()) } else { Err(said) }
-    });
-    bench.table()
-}
-
 /// Tries one damage of one file.
 fn try_one(bench: &mut Bench, good: &Good, (name, words): (&str, &[&str]), damage: Damage) {
     let context = format!("{name}, {damage:?}");
@@ -176,7 +164,8 @@ fn try_one(bench: &mut Bench, good: &Good, (name, words): (&str, &[&str]), damag
     };
     damage.apply(&path);
     if ["spec.json", "trial.json"].contains(&name) {
-        assert_eq!(&lockdown(bench), holds, "{context}: before the network");
+        bench.lockdown();
+        assert_eq!(&bench.table(), holds, "{context}: before the network");
     }
     fs::write(bench.path("log"), "").unwrap();
     let pid = {

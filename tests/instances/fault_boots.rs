@@ -68,6 +68,8 @@ fn is_held_back(machine: &Machine, what: &str) {
     }
     let links = machine.ok("ip -o link show up");
     assert!(!links.contains("eth0"), "{what}: {links}");
+    let addresses = machine.ok("ip -o address show dev eth0 scope global");
+    assert_eq!(addresses, "", "{what}");
 }
 
 /// The kernel refuses the gate: its unit may not speak to it.
@@ -176,6 +178,11 @@ fn a_boot_without_the_disk_of_the_state_is_shut_and_recovers_with_it() {
     for port in [22, 9000] {
         assert_eq!(machine.seen_from(&from, Tcp, port), [Filtered; 2]);
     }
+    let baseline = machine.table();
+    assert!(
+        baseline.contains("policy drop") && !baseline.contains("dport 22"),
+        "{baseline}"
+    );
     // Out is open.
     for address in stranger.addresses() {
         machine.ok(&format!("ping -c 1 -W 5 {address}"));
