@@ -9,8 +9,8 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::Namespace;
 use common::table::{DNS, SSH, WEB, is_in_place, planned, read, settings, spec, wait};
+use common::{Namespace, eventually};
 use portcullis::agent::gate::guard::Guard;
 use portcullis::policy::observation;
 use portcullis::policy::ruleset::change::steps;
@@ -327,9 +327,9 @@ fn a_set_grows_beyond_its_room() {
             // The kernel really refuses what goes beyond it.
             let mut nftables = Nftables::open_writer(false).unwrap();
             drop(guard);
-            while nftables.replace(&planned(10, &[SSH])).is_err() {
-                std::thread::yield_now();
-            }
+            eventually(Duration::from_secs(10), "the owner is gone", || {
+                nftables.replace(&planned(10, &[SSH]))
+            });
             let before = read(&mut nftables);
             let steps = steps(&before.ruleset, &planned(20_000, &[SSH])).unwrap();
             let refused = nftables.change(&before, &steps);

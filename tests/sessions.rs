@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::table::{SSH, planned, read, settings, spec, wait};
-use common::{Namespace, host_and_stranger};
+use common::{Namespace, eventually, host_and_stranger};
 use portcullis::agent::gate::guard::Guard;
 use portcullis::system::nftables::{Nftables, Owner};
 use portcullis_protocol::Spec;
@@ -120,9 +120,10 @@ fn sessions_older_than_the_gate_go_on_and_new_ones_do_not_begin() {
     let next = |guard: Guard| {
         drop(guard);
         let owner = || host.enter(|| read(&mut Nftables::open().unwrap()).owner);
-        while owner() != Owner::Orphan {
-            std::thread::yield_now();
-        }
+        eventually(Duration::from_secs(10), "the owner is gone", || match owner() {
+            Owner::Orphan => Ok(()),
+            other => Err(other),
+        });
         host.enter(|| Guard::start(&settings(true)).unwrap())
     };
     let guard = next(guard);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::AddressFamily;
 use serde_json::Value;
 
+use super::Over;
 use super::packets::{Header, SYN, raw, send, tcp, udp, with_checksum};
 
 /// Where something listens that nobody may reach.
@@ -61,10 +62,10 @@ pub fn while_knocking<T>(
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let knocking = scope.spawn(|| enter(&|| knock(from, at, &stop)));
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
-        stop.store(true, Ordering::Relaxed);
+        let over = Over(&stop);
+        let done = act();
+        drop(over);
         let rounds = knocking.join().unwrap();
-        let done = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         println!("{rounds} rounds of knocks");
         assert!(rounds < MOST_ROUNDS, "the prober ended first");
         done

@@ -12,7 +12,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Fails, never skips: a test that did not run proves nothing.
@@ -56,6 +56,16 @@ pub fn eventually<T, E: Debug>(limit: Duration, what: &str, mut look: impl FnMut
             }
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
+    }
+}
+
+/// Says when dropped that something is over, so also when a test fails: a scope waits for its threads, and one that
+/// nobody tells goes on for ever.
+pub struct Over<'a>(pub &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -58,12 +58,25 @@ pub fn while_traced<T>(process: u32, plan: Plan, act: impl FnOnce() -> T) -> (T,
         let stop = &stop;
         let tracing = scope.spawn(move || Tracer::attach(process, plan, ready).run(stop));
         is_ready.recv().unwrap();
+        let end = End { process, stop };
         let done = act();
-        stop.store(true, Ordering::Relaxed);
-        // Any signal stops it. This one it would not notice; one that was killed does not either.
-        let _ = kill(process, Signal::SIGWINCH);
+        drop(end);
         (done, tracing.join().unwrap())
     })
+}
+
+/// Ends the tracing, also when what is done meanwhile fails: the scope waits for the tracer.
+struct End<'a> {
+    process: Pid,
+    stop: &'a AtomicBool,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Any signal stops it. This one it would not notice; one that was killed does not either.
+        let _ = kill(self.process, Signal::SIGWINCH);
+    }
 }
 
 struct Tracer {

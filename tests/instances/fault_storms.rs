@@ -20,6 +20,7 @@ use portcullis_provision::reach::{Reached, Transport, listen_inside};
 use serde_json::Value;
 
 use crate::api::{Api, rule};
+use crate::common::Over;
 use crate::endpoint::{curl, files, with_certificate};
 use crate::lab::{Lab, Machine, READY_TIME, allow, eventually, vantage};
 use crate::limits::{DEADLINES, Tls, dial, is_answered, open_to_all, own_memory, tls};
@@ -89,7 +90,6 @@ fn kill_fronts(lab: &Lab, machine: &Machine) -> [usize; 2] {
         ]);
         curl(&beside, machine, "/v1/firewall/rules", &options)
     };
-    machine.ok("touch /run/storm");
     let (mut answered, mut lost) = (BTreeSet::new(), 0);
     std::thread::scope(|scope| {
         let killing = scope.spawn(|| {
@@ -97,7 +97,7 @@ fn kill_fronts(lab: &Lab, machine: &Machine) -> [usize; 2] {
                 "for i in $(seq {KILLS}); do
                     until pid=$(systemctl show -P MainPID portcullis-front); [ \"$pid\" != 0 ]; do sleep 0.05; done
                     kill -9 $pid; sleep 2
-                done; rm /run/storm"
+                done"
             ))
         });
         for port in 20_000.. {
@@ -106,7 +106,7 @@ fn kill_fronts(lab: &Lab, machine: &Machine) -> [usize; 2] {
                 // Without a front nobody answers; one without a daemon says so. Neither is a yes.
                 _ => lost += 1,
             }
-            if !machine.run("test -e /run/storm").success() {
+            if killing.is_finished() {
                 break;
             }
         }
@@ -298,15 +298,6 @@ fn says_in_tls(stream: TcpStream, begin: &str) -> Option<Tls> {
     Some(stream)
 }
 
-/// Ends a flood, also when what is tried meanwhile fails.
-struct End<'a>(&'a Flood);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.is_over.store(true, Ordering::SeqCst);
-    }
-}
-
 /// What was answered with yes is on disk and in the kernel now: a rule for this port, or none.
 #[track_caller]
 fn is_made(machine: &Machine, port: u16, is_there: bool) -> Spec {
@@ -369,7 +360,7 @@ fn both_ports_were_shut(machine: &Machine, stranger: &Outsider, heard: &UdpSocke
     let addresses = machine.instance.addresses();
     let once = Flood::default();
     std::thread::scope(|scope| {
-        let _end = End(&once);
+        let _over = Over(&once.is_over);
         scope.spawn(|| once.knock(&stranger.path(), addresses));
         let mut over = BTreeSet::new();
         eventually(DEADLINES, "knocks are heard over IPv4 and IPv6", || {
@@ -409,7 +400,7 @@ fn strangers_who_flood_the_endpoint_hold_up_no_change_and_open_nothing() {
     );
     let flood = Flood::default();
     let ((changes, most), probes) = std::thread::scope(|scope| {
-        let end = End(&flood);
+        let over = Over(&flood.is_over);
         for flooder in &flooders {
             scope.spawn(|| flood.pour(&flooder.path(), addresses));
         }
@@ -423,7 +414,7 @@ fn strangers_who_flood_the_endpoint_hold_up_no_change_and_open_nothing() {
             probes
         });
         let made = change_meanwhile(&api, &machine, &flood);
-        drop(end);
+        drop(over);
         (made, probing.join().unwrap())
     });
     let [connections, knocks] = [&flood.connections, &flood.knocks].map(|count| count.load(Ordering::SeqCst));

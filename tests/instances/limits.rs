@@ -16,6 +16,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
+use crate::common::Over;
 use crate::common::anybody::Anybody;
 use crate::endpoint::{curl, files, with_certificate};
 use crate::lab::{Lab, Machine, allow, eventually};
@@ -29,6 +30,7 @@ pub fn dial(from: &Path, address: IpAddr) -> std::io::Result<TcpStream> {
     let address = SocketAddr::new(address, AGENT_PORT);
     let stream = in_namespace(from, || TcpStream::connect_timeout(&address, DEADLINES))??;
     stream.set_read_timeout(Some(DEADLINES))?;
+    stream.set_write_timeout(Some(DEADLINES))?;
     Ok(stream)
 }
 
@@ -120,6 +122,7 @@ fn slow_callers_of_one_source_hold_up_nobody_else() {
             }
             sent
         });
+        let over = Over(&done);
         let held = connections(&machine, stranger.addresses()[0]);
         assert!((10..=32).contains(&held), "one source has {held} connections");
         for _ in 0..5 {
@@ -134,7 +137,7 @@ fn slow_callers_of_one_source_hold_up_nobody_else() {
                 some => Err(some),
             }
         });
-        done.store(true, Ordering::SeqCst);
+        drop(over);
         assert!(slowly.join().unwrap() > 1, "they were slow");
     });
     let told = machine.ok("journalctl -b -o json MESSAGE_ID=5b3f2d0c1a5e4c6e8d0f7a9b1c2d3e74");

@@ -17,6 +17,7 @@ use portcullis::system::key_files::install;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat, renameat_with, symlinkat};
 
 use super::home::*;
+use crate::common::Over;
 
 /// A race that was not run within this time is a broken test.
 const LONG: Duration = Duration::from_secs(60);
@@ -137,11 +138,11 @@ fn who_writes_by_path_is_led_astray() {
     let swapped = Swapped::new(homes.user("alice", ALICE), &canary);
     let began = Instant::now();
     thread::scope(|scope| {
+        let _over = Over(&swapped.stop);
         swapped.attack(scope);
         while canary.is_alive() && began.elapsed() < LONG {
             naive(&swapped.user);
         }
-        swapped.stop.store(true, Ordering::Relaxed);
     });
     assert!(!canary.is_alive(), "the attack attacks nothing");
 }
@@ -159,9 +160,12 @@ fn a_renamer_gains_nothing() {
             swapped.attack(scope);
             scope.spawn(|| {
                 // Whatever comes of it, the attackers end with this.
-                let rounds = thread::scope(|scope| scope.spawn(|| thousand_rounds(&swapped.user)).join());
-                swapped.stop.store(true, Ordering::Relaxed);
-                let (done, refused) = rounds.unwrap();
+                let over = Over(&swapped.stop);
+                let (done, refused) = thread::scope(|scope| {
+                    let rounds = scope.spawn(|| thousand_rounds(&swapped.user));
+                    rounds.join().unwrap()
+                });
+                drop(over);
                 assert!(
                     done > 0 && refused > 0,
                     "the race was not run: {done} done, {refused} refused"
@@ -235,6 +239,7 @@ fn a_key_file_is_never_readable_by_others_not_even_at_first() {
                 }
             })
         });
+        let over = Over(stop);
         let began = Instant::now();
         let until = |counted: &AtomicUsize, work: &dyn Fn(usize)| {
             for round in 0.. {
@@ -257,7 +262,7 @@ fn a_key_file_is_never_readable_by_others_not_even_at_first() {
             mode(&new, 0o600);
             fs::remove_file(&new).unwrap();
         });
-        stop.store(true, Ordering::Relaxed);
+        drop(over);
         watcher.join().unwrap().unwrap();
         assert!(seen.load(Ordering::Relaxed) > 0, "the watcher saw nothing");
         assert_eq!(read_of_ours, 0, "a new file could be read by others");
