@@ -5,6 +5,7 @@
 
 use http::{HeaderMap, HeaderValue, Uri, header};
 use portcullis::config::Settings;
+use portcullis::config::report::CREDENTIAL;
 use portcullis::health::extract::read;
 use portcullis_protocol::control::{Answer, Request};
 use portcullis_protocol::{AuthorizedKey, FirewallRule, Spec};
@@ -54,7 +55,7 @@ pub fn settings(data: &[u8]) -> bool {
     assert_eq!(settings, once);
     assert!(settings.state_dir.is_absolute() && settings.socket.is_absolute());
     let spec = settings.spec_file.to_str().unwrap();
-    match spec.strip_prefix("credential:") {
+    match spec.strip_prefix(CREDENTIAL) {
         Some(name) => assert!(!name.is_empty() && !name.contains('/'), "{name:?}"),
         None => assert!(settings.spec_file.is_absolute(), "{spec:?}"),
     }
