@@ -207,6 +207,26 @@ fn an_instance_boots_reboots_and_is_gone() {
     );
 }
 
+/// systemd stops all processes for a moment when it shuts down. What started them out here must not stay stopped.
+#[test]
+fn programs_inside_end_with_a_boot_and_do_not_hold_it_up() {
+    const PROGRAMS: usize = 8;
+    let lab = Lab::new();
+    let instance = lab.provider.launch(&request("one", "c-1"), &Quiet).unwrap();
+    let again = std::thread::scope(|scope| {
+        let programs = [(); PROGRAMS].map(|()| scope.spawn(|| instance.exec(&["sleep", "60"]).unwrap()));
+        let count = "until [ $(pgrep -cx sleep) = $0 ]; do :; done";
+        let all = instance.exec(&["timeout", "20", "sh", "-c", count, &PROGRAMS.to_string()]);
+        assert!(all.unwrap().success(), "not all of them run");
+        let again = lab.provider.reboot("one").unwrap();
+        for program in programs {
+            assert!(!program.join().unwrap().success(), "it came to its own end");
+        }
+        again
+    });
+    assert_eq!(again.boots(), 2);
+}
+
 #[test]
 fn members_know_and_reach_each_other() {
     let lab = Lab::new();

@@ -3,7 +3,12 @@
 //! May not live here: a shell line made of parts from outside. Arguments are passed one by one.
 
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 
 use crate::{Error, Result};
 
@@ -37,15 +42,39 @@ pub(crate) fn capture(command: &mut Command, input: &[u8]) -> Result<Output> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that does not read its input is not an error of ours.
-        let _ = stdin.write_all(input);
-    }
-    let output = child.wait_with_output().map_err(failed)?;
+    let output = std::thread::scope(|scope| {
+        keep_going(&child).map(|watch| scope.spawn(watch));
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that does not read its input is not an error of ours.
+            let _ = stdin.write_all(input);
+        }
+        child.wait_with_output()
+    });
+    let output = output.map_err(failed)?;
     Ok(Output {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// Lets a program go on whenever it is stopped, until it ends.
+///
+/// nsenter(1) stops itself when the program that it runs inside is stopped, and systemd stops all processes of an
+/// instance for a moment when it shuts down. That one goes on or is killed; nsenter, out here, would stay as it is for
+/// ever, and with it the instance: its end waits until nsenter has taken notice of the program's.
+fn keep_going(child: &Child) -> Option<impl FnOnce() + Send + use<>> {
+    let process = Pid::from_raw(i32::try_from(child.id()).ok()?);
+    Some(move || {
+        // Its end is looked at and left to who waits for its output.
+        let changes = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        loop {
+            match waitid(Id::Pid(process), changes) {
+                Ok(WaitStatus::Stopped(..)) => _ = kill(process, Signal::SIGCONT),
+                Err(Errno::EINTR) => {}
+                _ => return,
+            }
+        }
     })
 }
 
@@ -108,6 +137,13 @@ mod tests {
         );
         let error = run("no-such-program", &[]).unwrap_err().to_string();
         assert!(error.contains("no-such-program"), "{error}");
+    }
+
+    #[test]
+    fn one_that_is_stopped_goes_on() {
+        let script = "kill -STOP $$; echo once; kill -STOP $$; echo twice; exit 5";
+        let output = capture(Command::new("sh").args(["-c", script]), b"").unwrap();
+        assert_eq!((output.code, output.stdout.as_str()), (Some(5), "once\ntwice\n"));
     }
 
     #[test]
