@@ -125,7 +125,7 @@ impl Tracer {
         }
     }
 
-    /// Until the process has ended, or it is told to stop. With this thread's end all are let go.
+    /// Until the process has ended, or it is told to stop and has not killed it. With this thread's end all are let go.
     fn run(mut self, stop: &AtomicBool) -> Option<String> {
         let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
         loop {
@@ -154,7 +154,7 @@ impl Tracer {
                 _ => None,
             };
             // The nudge, or whatever else comes after it.
-            if stop.load(Ordering::Relaxed) && self.failing.is_empty() {
+            if stop.load(Ordering::Relaxed) && self.failing.is_empty() && !self.has_killed() {
                 return self.hit;
             }
             if let Some(thread) = status.pid() {
@@ -162,6 +162,11 @@ impl Tracer {
                 let _ = ptrace::syscall(thread, signal);
             }
         }
+    }
+
+    /// Then its end comes for certain, and is to be waited for.
+    fn has_killed(&self) -> bool {
+        self.hit.is_some() && matches!(self.plan.fault, Fault::Kill)
     }
 
     fn started(&mut self, thread: Pid) {
