@@ -145,6 +145,19 @@ fn told(machine: &Machine, id: &str) -> Vec<String> {
     lines.map(text).collect()
 }
 
+/// Waits until there are so many: a session is gone before its line is there.
+#[track_caller]
+fn until_told(machine: &Machine, id: &str, count: usize) -> Vec<String> {
+    eventually(SOON, id, || {
+        let lines = told(machine, id);
+        if lines.len() == count {
+            Ok(lines)
+        } else {
+            Err(lines)
+        }
+    })
+}
+
 fn runs(machine: &Machine, command: &str) -> bool {
     machine.run(&format!("pgrep -fx '{command}'")).success()
 }
@@ -208,10 +221,7 @@ fn sessions_end_with_their_key_on(release: &Release) {
         if left == [false; 2] { Ok(()) } else { Err(left) }
     });
     let fingerprint = lab.public_key("second").fingerprint();
-    let lines = eventually(SOON, "three connections are told of", || {
-        let lines = told(&machine, SSH_SESSION_ENDED);
-        if lines.len() == 3 { Ok(lines) } else { Err(lines) }
-    });
+    let lines = until_told(&machine, SSH_SESSION_ENDED, 3);
     let address = stranger.addresses()[0];
     for line in lines {
         assert!(
@@ -317,10 +327,7 @@ for user in ["root", "{USER}"]:
     }
     revoke(&lab, &mut machine, "second");
     revoked.until_ended(AT_ONCE);
-    eventually(SOON, "the session of the key is told of", || {
-        let lines = told(&machine, SSH_SESSION_ENDED);
-        if lines.len() == 1 { Ok(()) } else { Err(lines) }
-    });
+    until_told(&machine, SSH_SESSION_ENDED, 1);
     std::thread::sleep(AT_ONCE);
     own.answers();
     root.answers();
@@ -386,10 +393,7 @@ fn a_certificates_session_ends_with_its_authority_and_with_no_other_that_it_name
     revoke(&lab, &mut machine, "authority");
     holder.until_ended(AT_ONCE);
     first.answers();
-    let lines = eventually(SOON, "both are told of", || {
-        let lines = told(&machine, SSH_SESSION_ENDED);
-        if lines.len() == 2 { Ok(lines) } else { Err(lines) }
-    });
+    let lines = until_told(&machine, SSH_SESSION_ENDED, 2);
     assert!(lines[1].contains(&authority.fingerprint()), "{lines:?}");
 }
 
@@ -416,8 +420,8 @@ fn a_daemon_that_is_killed_right_after_its_answer_ends_the_session_at_its_next_s
     second.until_ended(SOON);
     first.answers();
     let fingerprint = lab.public_key("second").fingerprint();
-    let lines = told(&machine, SSH_SESSION_ENDED);
-    assert!(lines.len() == 1 && lines[0].contains(&fingerprint), "{lines:?}");
+    let lines = until_told(&machine, SSH_SESSION_ENDED, 1);
+    assert!(lines[0].contains(&fingerprint), "{lines:?}");
     // And then it is done, for later starts too.
     eventually(SOON, "it is forgotten", || {
         let kept = machine.ok("cat /var/lib/portcullis/session-keys.json");
@@ -473,10 +477,7 @@ fn a_connection_that_logind_does_not_know_ends_and_one_that_sshd_does_not_tell_o
     revoke(&lab, &mut machine, "second");
     unknown_to_logind.until_ended(AT_ONCE);
     other.answers();
-    let lines = eventually(SOON, "it is told of", || {
-        let lines = told(&machine, SSH_SESSION_ENDED);
-        if lines.len() == 1 { Ok(lines) } else { Err(lines) }
-    });
+    let lines = until_told(&machine, SSH_SESSION_ENDED, 1);
     assert!(
         lines[0].contains("||the SSH session of"),
         "no session of logind's: {lines:?}"
@@ -486,10 +487,7 @@ fn a_connection_that_logind_does_not_know_ends_and_one_that_sshd_does_not_tell_o
     sshd_says(&machine, "LogLevel ERROR");
     let mut not_in_the_journal = connect(&machine, "third");
     revoke(&lab, &mut machine, "third");
-    let lines = eventually(SOON, "what can't be told apart is told", || {
-        let lines = told(&machine, SSH_SESSION_LEFT);
-        if lines.len() == 1 { Ok(lines) } else { Err(lines) }
-    });
+    let lines = until_told(&machine, SSH_SESSION_LEFT, 1);
     assert!(lines[0].contains("LogLevel INFO"), "{lines:?}");
     not_in_the_journal.answers();
     other.answers();
