@@ -443,10 +443,6 @@ fn the_commands_are_told_and_there() {
     assert!(document().contains("make test-one NAME="));
     assert!(read("CONTRIBUTING.md").contains("make test-one NAME="));
     assert!(read("Makefile").contains("\ntest-one:") && read("Makefile").contains("\ttests/run\n"));
-    let run = read("tests/run");
-    assert!(
-        run.contains("cargo test --locked --workspace --no-fail-fast 2>&1") && run.contains("|| proven ||")
-    );
 }
 
 /// Every test that is named anywhere in the document is one that a harness runs.
